@@ -1,0 +1,42 @@
+"""The command line of the local workspace: `python -m local_workspace VERB ...`.
+
+Exit codes: 0 done, 1 the job failed, 2 bad usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from local_workspace.errors import UserError
+
+# verb: (module and function of the same name, what it does). A verb's module is imported when it is asked
+# for: the command line must start at once, whatever the other verbs need.
+VERBS = {
+    "samples": "prepare model/ and data/: an ImageNet model and photos, from packages",
+    "score": "run a deployment's YAML over a folder of files",
+    "show": "print the labelled predictions of a run and draw a contact sheet",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m local_workspace", description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in VERBS.items():
+        subparser = verbs.add_parser(verb, help=text, description=text)
+        if verb in argv[:1]:
+            import_module(f"local_workspace.{verb}").add_arguments(subparser)
+    arguments = parser.parse_args(argv)
+    try:
+        return getattr(import_module(f"local_workspace.{arguments.verb}"), arguments.verb)(arguments)
+    except UserError as error:
+        print(f"error: {error.message}" + (f"\n\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Reads a model batch deployment: the YAML that `az ml batch-deployment create --file` takes.
+
+The schema is that of azure-ai-ml 1.35.2; the defaults are the service's, since the client sends none
+(Microsoft's reference-yaml-deployment-batch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from local_workspace.errors import UserError
+
+DESCRIPTIVE = {"$schema", "name", "endpoint_name", "description", "tags", "properties", "type"}
+NOT_HONOURED = {
+    "environment": "the scoring script runs in the Python of this command",
+    "compute": "the workers run on this machine",
+}
+SETTINGS = {
+    *("mini_batch_size", "max_concurrency_per_instance", "output_action", "output_file_name"),
+    *("retry_settings", "error_threshold", "logging_level", "environment_variables"),
+}
+ROOT = {*DESCRIPTIVE, *NOT_HONOURED, "model", "code_configuration", "resources"}
+# Beside `settings` the client accepts these too, and ignores them there.
+IGNORED = {"error_threshold", "environment_variables"}
+
+OUTPUT_ACTIONS = ("append_row", "summary_only")
+LOGGING_LEVELS = ("info", "warning", "debug")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What decides how a deployment scores its input. Every default is the service's."""
+
+    name: str
+    code: Path  # a folder
+    scoring_script: str  # a file in it
+    model: Path | None = None  # None: the YAML names a registered model
+    instance_count: int = 1
+    max_concurrency_per_instance: int = 1
+    mini_batch_size: int = 10  # files
+    max_retries: int = 3
+    timeout: int = 30  # seconds, of one run()
+    error_threshold: int = -1  # failed files; -1 ignores them all
+    output_action: str = "append_row"
+    output_file_name: str = "predictions.csv"
+    logging_level: str = "info"
+    environment_variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> int:
+        return self.instance_count * self.max_concurrency_per_instance
+
+    @property
+    def attempts(self) -> int:
+        """How often a mini-batch is tried at most: the executor counts the first try as a retry."""
+        return max(1, self.max_retries)
+
+
+class Section:
+    """One mapping of the YAML, which knows its place for the errors."""
+
+    def __init__(self, path: Path, prefix: str, values: Any) -> None:
+        self.path, self.prefix, self.values = path, prefix, values
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: {prefix.rstrip('.')} is {values!r}, expected a mapping")
+
+    def section(self, key: str) -> Section:
+        return Section(self.path, f"{self.prefix}{key}.", self.values.get(key) or {})
+
+    def check_keys(self, allowed: set[str]) -> None:
+        for key in self.values:
+            if key not in allowed:
+                expected = ", ".join(sorted(allowed))
+                raise UserError(f"{self.path}: unknown key {self.prefix}{key}, expected one of: {expected}")
+
+    def integer(self, key: str, default: int, least: int) -> int:
+        value = self.values.get(key, default)
+        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+            value = int(value)  # as the client does
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            self.refuse(key, f"a whole number, at least {least}")
+        return value
+
+    def text(self, key: str, default: str | None = None, allowed: tuple[str, ...] = ()) -> str:
+        value = self.values.get(key, default)
+        if not isinstance(value, str) or not value or (allowed and value not in allowed):
+            self.refuse(key, f"one of: {', '.join(allowed)}" if allowed else "a text")
+        return value
+
+    def refuse(self, key: str, expected: str) -> None:
+        found = repr(self.values[key]) if key in self.values else "missing"
+        raise UserError(f"{self.path}: {self.prefix}{key} is {found}, expected {expected}")
+
+
+def read_deployment(path: Path, changes: list[str]) -> tuple[Deployment, list[str]]:
+    """The deployment in the YAML file `path`, and a warning for each key that has no effect here.
+
+    `changes` are assignments as `az ml ... --set` takes them: "settings.mini_batch_size=20".
+    Raises UserError, which names the file, the key, what it holds and what was expected.
+    """
+    root = Section(path, "", read_yaml(path))
+    for change in changes:
+        assign(root, change)
+    if root.values.get("type", "model") != "model":
+        root.refuse("type", "model: pipeline component deployments cannot be scored here")
+    # Without `type` it is the older schema, where all that is now under `settings` stood at the root.
+    older = "type" not in root.values and "settings" not in root.values
+    settings = root if older else root.section("settings")
+    root.check_keys(ROOT | SETTINGS if older else ROOT | IGNORED | {"settings"})
+    if not older:
+        settings.check_keys(SETTINGS)
+    return parse(root, settings), warnings(root, older)
+
+
+def parse(root: Section, settings: Section) -> Deployment:
+    if not root.values.get("code_configuration"):
+        raise UserError(
+            f"{root.path}: code_configuration is missing, expected code and scoring_script",
+            "the deployment of an MLflow model has none, and cannot be scored here",
+        )
+    code, retry = root.section("code_configuration"), settings.section("retry_settings")
+    code.check_keys({"code", "scoring_script"})
+    retry.check_keys({"max_retries", "timeout"})
+    folder = root.path.parent / code.text("code")
+    script = code.text("scoring_script")
+    if not (folder / script).is_file():
+        raise UserError(
+            f"{root.path}: no scoring script {script!r} in {folder}",
+            "code_configuration.code is a folder beside the YAML, scoring_script a file in it",
+        )
+    return Deployment(
+        name=root.text("name"),
+        code=folder.resolve(),
+        scoring_script=script,
+        model=model_path(root),
+        instance_count=root.section("resources").integer("instance_count", 1, least=1),
+        max_concurrency_per_instance=settings.integer("max_concurrency_per_instance", 1, least=1),
+        mini_batch_size=settings.integer("mini_batch_size", 10, least=1),
+        max_retries=retry.integer("max_retries", 3, least=0),
+        timeout=retry.integer("timeout", 30, least=1),
+        error_threshold=settings.integer("error_threshold", -1, least=-1),
+        output_action=settings.text("output_action", "append_row", OUTPUT_ACTIONS),
+        output_file_name=file_name(settings),
+        logging_level=settings.text("logging_level", "info", LOGGING_LEVELS),
+        environment_variables=environment_variables(settings),
+    )
+
+
+def model_path(root: Section) -> Path | None:
+    """The folder or file of an inline model; None for a registered one (azureml:NAME@latest, ...)."""
+    model = root.values.get("model")
+    if not isinstance(model, dict):
+        return None
+    path = root.section("model").text("path")
+    return None if "://" in path or path.startswith("azureml:") else root.path.parent / path
+
+
+def file_name(settings: Section) -> str:
+    name = settings.text("output_file_name", "predictions.csv")
+    if Path(name).name != name:
+        settings.refuse("output_file_name", "the name of a file, without a folder")
+    return name
+
+
+def environment_variables(settings: Section) -> dict[str, str]:
+    section = settings.section("environment_variables")
+    for name, value in section.values.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            section.refuse(name, "a text: put it in quotes")
+    return dict(section.values)
+
+
+def warnings(root: Section, older: bool) -> list[str]:
+    """What the deployment says that has no effect here, or in Azure."""
+    found = [f"{key} is not used here: {why}" for key, why in NOT_HONOURED.items() if key in root.values]
+    if not older:
+        misplaced = sorted(IGNORED & root.values.keys())
+        found += [
+            f"{key} beside `settings` is ignored, by Azure too: put it under `settings`" for key in misplaced
+        ]
+    return found
+
+
+def read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, expected a deployment's YAML") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def assign(root: Section, change: str) -> None:
+    """Carries out "settings.mini_batch_size=20" on the mapping `root`."""
+    name, equals, text = change.partition("=")
+    *sections, key = name.split(".")
+    if not equals or not key:
+        raise UserError(f"--set {change}: expected KEY=VALUE", "such as --set settings.mini_batch_size=20")
+    values = root.values
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {change}: {section} in {root.path} holds {values!r}, not a mapping")
+    values[key] = text if "environment_variables" in sections else yaml.safe_load(text)

@@ -1,0 +1,250 @@
+"""The batch executor: hands mini-batches out to workers, tries again, counts, writes the rows.
+
+The rules are those of Azure ML's batch executor (Microsoft's how-to-batch-scoring-script,
+how-to-use-batch-model-deployments and how-to-troubleshoot-batch-endpoints).
+
+Rows are written in the order of the input, so that a run can be repeated to the byte. What is kept in
+memory does not grow with the number of files: mini-batches are handed out at most WINDOW ahead of the
+oldest that is still open.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from local_workspace.instance import Instance, Job, Worker
+from local_workspace.job_logs import JobLogs, open_text
+from local_workspace.listing import MiniBatch, read_paths, split_into_mini_batches
+
+WINDOW = 64  # mini-batches a worker
+TICK = 0.2  # seconds between two looks at the clock
+SHUTDOWN = 30  # seconds that shutdown() may take
+INIT_FAILURES = 3  # of each worker of an instance, on average, until the instance is given up
+
+
+class JobFailed(Exception):
+    """The job ends as Failed; the message is the cause, in one line."""
+
+
+@dataclass
+class Counts:
+    """`files` = `succeeded` + `failed` + those not scored because the job ended early."""
+
+    files: int
+    mini_batches: int
+    processed: int = 0  # mini-batches
+    rows: int = 0
+    succeeded: int = 0  # files
+    failed: int = 0  # files
+
+    @property
+    def not_scored(self) -> int:
+        return self.files - self.succeeded - self.failed
+
+
+@dataclass
+class Result:
+    """What came of a mini-batch in the end."""
+
+    mini_batch: MiniBatch
+    rows: int
+    text: str
+    failed: list[tuple[str, str]]  # file, reason
+    seconds: float
+    worker: Worker
+    attempts: int
+
+
+@dataclass
+class Executor:
+    """One job's run. `interrupted` may be set at any time, also by a signal's handler."""
+
+    job: Job
+    counts: Counts
+    logs: JobLogs
+    on_progress: Callable[[Counts], None]
+    interrupted: bool = False
+    workers: list[Worker] = field(default_factory=list)
+    attempts: dict[int, int] = field(default_factory=dict)  # of the mini-batches that failed once
+    again: deque[MiniBatch] = field(default_factory=deque)
+    finished: dict[int, Result] = field(default_factory=dict)  # and not yet written
+    written: int = 0  # mini-batches
+    last_error: str = ""
+    first_ready: float = 0  # when the first worker had done its init(), by time.monotonic()
+
+    def __post_init__(self) -> None:
+        deployment = self.job.deployment
+        self.deployment = deployment
+        self.instances = [Instance(f"instance{number}") for number in range(deployment.instance_count)]
+        self.fresh = split_into_mini_batches(self.job.listing, deployment.mini_batch_size)
+        self.selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        """Scores everything. Raises JobFailed with the cause, or KeyboardInterrupt once `interrupted`.
+
+        However it ends, no worker is left, and the rows that there are have been written.
+        """
+        append = self.deployment.output_action == "append_row"
+        path = self.job.output / self.deployment.output_file_name if append else None
+        self.predictions = open_text(path) if path else None
+        try:
+            while self.counts.processed < self.counts.mini_batches:
+                self.start_workers()
+                self.hand_out()
+                self.wait()
+            for worker in self.workers:
+                worker.dismiss()
+        finally:
+            self.end_workers()
+            for number in sorted(self.finished):
+                self.write(self.finished[number])
+            if self.predictions:
+                self.predictions.close()
+        if not self.counts.succeeded:
+            raise JobFailed(f"No succeeded mini batch item returned from run(). {self.last_error}".rstrip())
+
+    # --- workers
+
+    def start_workers(self) -> None:
+        """Fills the instances up with workers, but not with more than there are mini-batches left."""
+        left = self.counts.mini_batches - self.counts.processed
+        most = INIT_FAILURES * self.deployment.max_concurrency_per_instance
+        alive = [instance for instance in self.instances if instance.failed_inits < most]
+        if not alive and not self.workers:
+            raise JobFailed(f"init() failed {most} times on each instance. {self.last_error}")
+        for instance in alive:
+            staff = sum(worker.instance is instance for worker in self.workers)
+            for _ in range(
+                min(self.deployment.max_concurrency_per_instance - staff, left - len(self.workers))
+            ):
+                slot = min(set(range(self.deployment.workers)) - {worker.slot for worker in self.workers})
+                worker = Worker(self.job, instance, slot)
+                self.workers.append(worker)
+                self.selector.register(worker.answers, selectors.EVENT_READ, worker)
+
+    def remove(self, worker: Worker, wait: float = 0) -> str:
+        self.selector.unregister(worker.answers)
+        self.workers.remove(worker)
+        return worker.end(wait)
+
+    def end_workers(self) -> None:
+        done = self.counts.processed == self.counts.mini_batches
+        until = time.monotonic() + SHUTDOWN
+        for worker in list(self.workers):
+            self.remove(worker, max(0, until - time.monotonic()) if done and worker.ready else 0)
+        self.selector.close()
+
+    # --- mini-batches
+
+    def hand_out(self) -> None:
+        for worker in self.workers:
+            if worker.ready and not worker.mini_batch:
+                mini_batch = self.next_mini_batch()
+                if not mini_batch:
+                    return
+                worker.order(mini_batch, self.deployment.timeout)
+
+    def next_mini_batch(self) -> MiniBatch | None:
+        if self.again:
+            return self.again.popleft()
+        open_ones = len(self.finished) + sum(worker.mini_batch is not None for worker in self.workers)
+        if open_ones > WINDOW * self.deployment.workers:
+            return None
+        return next(self.fresh, None)
+
+    def wait(self) -> None:
+        """Takes the answers that are there, or waits a moment for one; ends workers that are overdue."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        for key, _ in self.selector.select(TICK):
+            self.receive(key.data)
+        now = time.monotonic()
+        for worker in [w for w in self.workers if w.deadline < now and (w.mini_batch or not w.ready)]:
+            self.remove(worker)
+            what = "run()" if worker.ready else "init()"
+            self.fail(worker, f"{what} took longer than the timeout of {worker.deadline - worker.since:g} s")
+        self.on_progress(self.counts)
+
+    def receive(self, worker: Worker) -> None:
+        try:
+            answer = worker.receive()
+        except EOFError:
+            how = self.remove(worker, wait=1)
+            self.fail(worker, f"the worker ended during {'run()' if worker.ready else 'init()'}: {how}")
+            return
+        if answer is None:
+            return
+        if "error" in answer:
+            worker.write_error(answer["traceback"])
+            if not worker.ready:
+                self.remove(worker, wait=1)
+            self.fail(worker, f"{'run()' if worker.ready else 'init()'} raised {one_line(answer['error'])}")
+        elif not worker.ready:
+            worker.ready = True
+            self.first_ready = self.first_ready or time.monotonic()
+            self.logs.overview(f"{worker.instance.name} {worker.name}: ready")
+        else:
+            self.finish(worker, self.attempts.get(worker.mini_batch.number, 0) + 1, **answer)
+
+    def fail(self, worker: Worker, reason: str) -> None:
+        """Counts a failed attempt; the mini-batch is queued again, or its files have failed."""
+        self.last_error = reason
+        self.logs.overview(f"{worker.instance.name} {worker.name}: {reason}")
+        mini_batch = worker.mini_batch
+        if not mini_batch:
+            worker.instance.failed_inits += 1
+            return
+        attempt = self.attempts.get(mini_batch.number, 0) + 1
+        self.attempts[mini_batch.number] = attempt
+        if attempt < self.deployment.attempts:
+            worker.mini_batch = None
+            self.again.append(mini_batch)
+        else:
+            failed = [(path, reason) for path in read_paths(self.job.listing, mini_batch)]
+            self.finish(worker, attempt, rows=0, text="", failed=failed)
+
+    def finish(
+        self, worker: Worker, attempts: int, *, rows: int, text: str, failed: list[tuple[str, str]]
+    ) -> None:
+        """Counts a mini-batch, and writes it as soon as all before it are written."""
+        mini_batch, worker.mini_batch = worker.mini_batch, None
+        self.attempts.pop(mini_batch.number, None)
+        seconds = time.monotonic() - worker.since
+        self.finished[mini_batch.number] = Result(mini_batch, rows, text, failed, seconds, worker, attempts)
+        self.counts.processed += 1
+        self.counts.rows += rows
+        self.counts.succeeded += mini_batch.files - len(failed)
+        self.counts.failed += len(failed)
+        while self.written in self.finished:
+            self.write(self.finished.pop(self.written))
+            self.written += 1
+        threshold = self.deployment.error_threshold
+        if 0 <= threshold < self.counts.failed:
+            file, reason = failed[-1]
+            raise JobFailed(
+                f"{self.counts.failed} failed files, more than the error_threshold of {threshold}. "
+                f"The last: {file}: {reason}"
+            )
+
+    def write(self, result: Result) -> None:
+        if self.predictions:
+            self.predictions.write(result.text)
+        self.logs.failed(result.mini_batch.number, result.failed)
+        self.logs.processed(
+            result.mini_batch.number,
+            result.mini_batch.files,
+            result.rows,
+            len(result.failed),
+            result.attempts,
+            result.worker.instance.name,
+            result.worker.name,
+            f"{result.seconds:.3f}",
+        )
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

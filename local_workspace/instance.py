@@ -1,0 +1,179 @@
+"""The executor's side of its workers: their processes, pipes, logs and environment.
+
+An instance stands for a node of Azure's compute cluster. Here it is a name in the logs, a number of
+workers and a count of failures of init().
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local_workspace.deployment import Deployment
+from local_workspace.listing import MiniBatch
+
+WORKER = Path(__file__).with_name("worker.py")
+READ_SIZE = 1 << 20  # bytes
+# What a worker gets of the caller's environment. All else comes from the deployment, as in Azure.
+INHERITED = (
+    *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX"),
+    *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a scoring job works on, and where its traces go."""
+
+    deployment: Deployment
+    run_id: str
+    model_dir: Path  # becomes AZUREML_MODEL_DIR: the parent of the registered folder or file
+    listing: Path
+    output: Path  # the folder of the output named score
+    logs: Path
+    init_timeout: float  # seconds
+
+
+@dataclass
+class Instance:
+    name: str
+    failed_inits: int = 0
+    started: int = 0  # processes so far; a new one gets a log of its own
+
+
+class Worker:
+    """A running worker process. `mini_batch` is what it works on; None while it starts or waits."""
+
+    def __init__(self, job: Job, instance: Instance, slot: int) -> None:
+        self.instance, self.slot = instance, slot
+        self.name = f"process{instance.started:03d}"
+        instance.started += 1
+        self.error_log = log_file(job.logs, "error", self)
+        self.ready = False
+        self.mini_batch: MiniBatch | None = None
+        self.since = time.monotonic()
+        self.deadline = self.since + job.init_timeout
+        self._received = bytearray()
+        self._start(job)
+
+    def _start(self, job: Job) -> None:
+        orders, self._orders = os.pipe()
+        self.answers, answers = os.pipe()
+        with (
+            log_file(job.logs, "stdout", self).open("wb") as stdout,
+            log_file(job.logs, "stderr", self).open("wb") as stderr,
+        ):
+            self.process = subprocess.Popen(
+                [sys.executable, str(WORKER), *worker_arguments(job, self, orders, answers)],
+                cwd=job.deployment.code,
+                env=environment(job, self.slot),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(orders, answers),
+                start_new_session=True,  # a Ctrl-C is the executor's; and one signal ends all it started
+            )
+        os.close(orders)
+        os.close(answers)
+
+    def order(self, mini_batch: MiniBatch, timeout: float) -> None:
+        self.mini_batch = mini_batch
+        self.since = time.monotonic()
+        self.deadline = self.since + timeout
+        self._send(f"{mini_batch.offset} {mini_batch.files}\n")
+
+    def _send(self, line: str) -> None:
+        with suppress(BrokenPipeError):  # it has died: the executor sees that at the other pipe
+            os.write(self._orders, line.encode())  # shorter than a pipe's buffer: never blocks
+
+    def receive(self) -> dict[str, Any] | None:
+        """The worker's answer once it is whole, else None. Raises EOFError when the worker is gone."""
+        data = os.read(self.answers, READ_SIZE)
+        if not data:
+            raise EOFError
+        self._received += data
+        if not data.endswith(b"\n"):
+            return None
+        try:
+            return json.loads(self._received)
+        except ValueError:
+            raise EOFError from None  # the scoring script wrote to the pipe: it is of no use any more
+        finally:
+            self._received.clear()
+
+    def dismiss(self) -> None:
+        """Asks the worker to call shutdown() and to end."""
+        self._send("0 0\n")
+
+    def end(self, wait: float = 0) -> str:
+        """Ends the process, and all that it started, after at most `wait` seconds; says how it ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(wait)
+        with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        os.close(self._orders)
+        os.close(self.answers)
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def write_error(self, text: str) -> None:
+        with self.error_log.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(text.rstrip() + "\n")
+
+
+def log_file(logs: Path, kind: str, worker: Worker) -> Path:
+    """The log of a worker, under the name that Azure gives it (see job_logs.py)."""
+    ending = "log.txt" if kind == "entry_script_log" else f"{kind}.txt"
+    path = logs / "user" / kind / worker.instance.name / f"{worker.name}.{ending}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def worker_arguments(job: Job, worker: Worker, orders: int, answers: int) -> list[str]:
+    values = {
+        "scoring-script": job.deployment.code / job.deployment.scoring_script,
+        "listing": job.listing,
+        "orders": orders,
+        "answers": answers,
+        "output-action": job.deployment.output_action,
+        "logging-level": job.deployment.logging_level,
+        "log": log_file(job.logs, "entry_script_log", worker),
+    }
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def environment(job: Job, slot: int) -> dict[str, str]:
+    """The environment of the worker number `slot`: what Azure sets, and its share of the processors."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // job.deployment.workers))
+    gpus = gpu_indices()
+    return {
+        **{name: os.environ[name] for name in INHERITED if name in os.environ},
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
+        # Workers that each use every core slow each other down.
+        "OMP_NUM_THREADS": threads,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": threads,
+        "CUDA_VISIBLE_DEVICES": gpus[slot] if slot < len(gpus) else "",
+        "AZUREML_RUN_ID": job.run_id,
+        "AZUREML_MODEL_DIR": str(job.model_dir),
+        "AZUREML_BI_OUTPUT_PATH": str(job.output),
+        **job.deployment.environment_variables,
+    }
+
+
+def gpu_indices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [index for index in visible.split(",") if index not in ("", "-1")]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))

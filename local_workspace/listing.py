@@ -1,0 +1,94 @@
+"""The listing of a job's input files: a file with a path, as a JSON string, on each line, sorted.
+
+It is a file, not a list, so that a million files cost no memory, and JSON, so that any name fits on a
+line. Work is split by the number of files alone (Microsoft's how-to-use-batch-model-deployments).
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from local_workspace.errors import UserError
+
+SORTED_AT_ONCE = 50_000  # paths in memory
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """The paths that one run() gets: `files` lines of the listing, from the byte `offset` on."""
+
+    number: int  # from 0, in the order of the listing
+    offset: int
+    files: int
+
+
+def list_input_files(data: Path, listing: Path) -> tuple[int, list[str]]:
+    """Writes the sorted paths of the files under `data` to `listing`.
+
+    Subfolders are walked too. Returns how many files there are, and what was left out because it is
+    neither a file nor a folder (sockets, devices, links to nowhere). `data` may be a single file.
+    """
+    left_out: list[str] = []
+    files = [str(data)] if data.is_file() else walk(str(data), left_out)
+    count = 0
+    with listing.open("w", encoding="ascii") as lines, ExitStack() as open_runs:
+        for path in sort_on_disk(files, open_runs):
+            lines.write(json.dumps(path) + "\n")
+            count += 1
+    return count, left_out
+
+
+def walk(folder: str, left_out: list[str]) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from walk(entry.path, left_out)
+                elif entry.is_file():
+                    yield entry.path
+                else:
+                    left_out.append(entry.path)
+    except PermissionError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def sort_on_disk(paths: Iterable[str], open_runs: ExitStack) -> Iterator[str]:
+    """`paths` in order: sorted in runs, which are merged from temporary files when there are several."""
+    paths = iter(paths)
+    run = sorted(islice(paths, SORTED_AT_ONCE))
+    runs: list[Iterator[str]] = []
+    while following := sorted(islice(paths, SORTED_AT_ONCE)):
+        runs.append(on_disk(run, open_runs))
+        run = following
+    return heapq.merge(*runs, run)
+
+
+def on_disk(run: list[str], open_runs: ExitStack) -> Iterator[str]:
+    lines = open_runs.enter_context(tempfile.TemporaryFile("w+", encoding="ascii"))  # noqa: SIM115
+    lines.writelines(json.dumps(path) + "\n" for path in run)
+    lines.seek(0)
+    return map(json.loads, lines)
+
+
+def split_into_mini_batches(listing: Path, size: int) -> Iterator[MiniBatch]:
+    """The mini-batches of `size` files, the last one of what is left."""
+    offset = number = 0
+    with listing.open("rb") as lines:
+        while chunk := list(islice(lines, size)):
+            yield MiniBatch(number, offset, len(chunk))
+            offset += sum(map(len, chunk))
+            number += 1
+
+
+def read_paths(listing: Path, mini_batch: MiniBatch) -> list[str]:
+    with listing.open("rb") as lines:
+        lines.seek(mini_batch.offset)
+        return [json.loads(line) for line in islice(lines, mini_batch.files)]

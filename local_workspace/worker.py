@@ -1,0 +1,179 @@
+"""A worker: the child process that loads a scoring script, calls init() once and run() for each mini-batch.
+
+It imports nothing of this package: a scoring script finds what it would find in Azure, its own folder
+first in `sys.path` and no module of ours.
+
+The executor orders a mini-batch by a line `OFFSET COUNT`: where its paths stand in the listing, which is
+a file with a path, as a JSON string, on each line. The worker answers every order, and first of all its
+own start, with a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MAX_MESSAGES = 1000  # of the log, kept of each run() to explain its failed files
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    for pipe in (arguments.orders, arguments.answers):
+        os.set_inheritable(pipe, False)  # what the scoring script starts must not keep them open
+    threading.Thread(target=end_with_executor, args=[arguments.orders], daemon=True).start()
+    messages = log_to(arguments.log, arguments.logging_level)
+    append = arguments.output_action == "append_row"
+
+    orders, answers = os.fdopen(arguments.orders), os.fdopen(arguments.answers, "w")
+
+    script: list[ModuleType] = []
+    send(answers, attempt(lambda: script.append(load(Path(arguments.scoring_script)))))
+    if not script:
+        sys.exit(1)
+    for paths in mini_batches(orders, arguments.listing):
+        messages.clear()
+        send(answers, attempt(lambda paths=paths: score(script[0], paths, append, messages)))
+    if hasattr(script[0], "shutdown"):
+        script[0].shutdown()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The worker's arguments; the scoring script sees them in sys.argv, as it does Azure's own."""
+    parser = argparse.ArgumentParser(prog="worker.py")
+    for name in ("--scoring-script", "--listing", "--output-action", "--logging-level", "--log"):
+        parser.add_argument(name, required=True)
+    for name in ("--orders", "--answers"):
+        parser.add_argument(name, required=True, type=int, help="file descriptor of a pipe")
+    return parser
+
+
+def end_with_executor(orders: int) -> None:
+    """Waits until the executor is gone; then ends this process and all that the scoring script started."""
+    hang_up = select.poll()
+    hang_up.register(orders, 0)  # no event asked for: only the hang-up is reported, nothing is read
+    hang_up.poll()
+    os.killpg(0, signal.SIGKILL)
+
+
+def log_to(path: str, level: str) -> deque[str]:
+    """Sends the script's log records to the file `path` and to stderr; returns the warnings of late."""
+    messages: deque[str] = deque(maxlen=MAX_MESSAGES)
+    keep = logging.Handler(logging.WARNING)
+    keep.emit = lambda record: messages.append(record.getMessage())
+    handlers = [
+        logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"),
+        logging.StreamHandler(),
+    ]
+    logging.basicConfig(level=level.upper(), format=LOG_FORMAT, handlers=[*handlers, keep])
+    return messages
+
+
+def load(path: Path) -> ModuleType:
+    """The scoring script at `path`, after its init()."""
+    sys.path[:1] = list(dict.fromkeys([str(path.parent), os.getcwd()]))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = script
+    spec.loader.exec_module(script)
+    for name in ("init", "run"):
+        if not callable(getattr(script, name, None)):
+            raise AttributeError(f"{path.name} has no function {name}()")
+    script.init()
+    return script
+
+
+def mini_batches(orders: Iterator[str], listing: str) -> Iterator[list[str]]:
+    """The paths of each mini-batch that the executor orders, until it orders no more."""
+    with open(listing, encoding="ascii") as lines:
+        for order in orders:
+            offset, count = map(int, order.split())
+            if not count:
+                return
+            lines.seek(offset)
+            yield [json.loads(lines.readline()) for _ in range(count)]
+
+
+def score(script: ModuleType, paths: list[str], append: bool, messages: deque[str]) -> dict[str, Any]:
+    """Runs one mini-batch. Returns its rows as text, how many they are, and the failed files with reasons.
+
+    As many files failed as rows are missing (Microsoft's batch-inferencing-scoring-script).
+    """
+    result = script.run(list(paths))
+    if (
+        not isinstance(result, (list, tuple))
+        and not is_a("numpy", "ndarray", result)
+        and not is_frame(result)
+    ):
+        raise TypeError(f"run() returned {type(result).__name__}, expected a list, tuple, array or DataFrame")
+    missing = max(0, len(paths) - len(result))
+    failed = explain(missing, paths, result, messages) if missing else []
+    return {"rows": len(result), "text": to_text(result) if append else "", "failed": failed}
+
+
+def is_a(module: str, name: str, value: Any) -> bool:
+    """Whether `value` is an instance of module.name, without importing what the script did not."""
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
+
+
+def is_frame(value: Any) -> bool:
+    return is_a("pandas", "DataFrame", value)
+
+
+def to_text(result: Any) -> str:
+    """The lines that append_row adds: a DataFrame's rows separated by spaces, or str() of each element."""
+    if is_frame(result):
+        return result.to_csv(sep=" ", header=False, index=False, lineterminator="\n") if len(result) else ""
+    return "".join(f"{element}\n" for element in result)
+
+
+def explain(missing: int, paths: list[str], result: Any, messages: deque[str]) -> list[tuple[str, str]]:
+    """The `missing` failed files, each with the first message of the log that names it.
+
+    Azure only counts them. Which they are can be told when the rows name their files.
+    """
+    values = [str(value) for row in (result.values if is_frame(result) else result) for value in flatten(row)]
+    named = {*values, *(word for value in values for word in value.split())}
+    left_out = [p for p in paths if p not in named and os.path.basename(p) not in named]
+    if len(left_out) != missing:
+        among = f"one of {os.path.basename(paths[0])} ... {os.path.basename(paths[-1])}"
+        return [(among, "no row, and the rows do not name their files")] * missing
+    reasons = [next((m for m in messages if p in m or os.path.basename(p) in m), "") for p in left_out]
+    return [(p, reason or "no row, and nothing in the log names it") for p, reason in zip(left_out, reasons)]
+
+
+def flatten(row: Any) -> list[Any]:
+    """The values of a row, which is one itself unless it is a sequence or a mapping."""
+    if isinstance(row, dict):
+        return list(row.values())
+    return list(row) if isinstance(row, (list, tuple)) or is_a("numpy", "ndarray", row) else [row]
+
+
+def attempt(work: Callable[[], Any]) -> dict[str, Any]:
+    """What `work` returns, or the error it raised."""
+    try:
+        return work() or {}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
+def send(answers: Any, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
