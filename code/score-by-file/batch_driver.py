@@ -1,51 +1,53 @@
 """Scoring script: classifies the images of a mini-batch one at a time.
 
-Pillow reads the images and each call of the model scores one of them, so memory stays flat whatever
-the size of the mini-batch. The next image is decoded while the model works on this one.
+Pillow reads the images and each call of the model scores one of them, so memory stays flat whatever the
+size of the mini-batch. The next image is read while the model works on this one.
 
 Settings (environment variables of the deployment):
-    IMAGE_FIT        crop (default): the centre square, 7/8 of the short side, as ImageNet is evaluated;
+    IMAGE_FIT        crop (default): the centre square of 7/8 of the short side, as ImageNet is evaluated;
                      stretch: the whole image, squeezed into a square.
     MIXED_PRECISION  1: bfloat16 on a CPU, float16 on a GPU; 0 (default): float32.
 """
 
-import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-DEFAULT_SIZE = 224  # pixels a side, for a model that takes any size
-DECODE_SIZE = 256  # pixels a side; a large JPEG is decoded at 1/2, 1/4 or 1/8, but not below this
-MAX_PIXELS = 150_000_000  # of one image; a larger one is refused as a decompression bomb
+IMAGE_FIT = os.environ.get("IMAGE_FIT", "crop")
+MIXED_PRECISION = os.environ.get("MIXED_PRECISION", "0")
+DEFAULT_SIZE = 224  # pixels a side, for a model that takes images of any size
+DECODE_SIZE = 256  # pixels a side: a large JPEG is decoded at 1/2, 1/4 or 1/8, but not below this
+MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in read_image
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in read_image()
 logger = logging.getLogger(__name__)
 
 
 def init() -> None:
     """Loads the model that Azure ML has placed under AZUREML_MODEL_DIR, and warms it up."""
-    global classify, image_fit, image_size
-    image_fit = setting("IMAGE_FIT", ["crop", "stretch"])
+    global classify, image_size
+    if IMAGE_FIT not in ("crop", "stretch") or MIXED_PRECISION not in ("0", "1"):
+        raise ValueError(f"{IMAGE_FIT=}, expected crop or stretch; {MIXED_PRECISION=}, expected 0 or 1")
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    if setting("MIXED_PRECISION", ["0", "1"]) == "1":
-        precision = "auto_mixed_precision" if gpus else "auto_mixed_precision_onednn_bfloat16"
-        tf.config.optimizer.set_experimental_options({precision: True})
+    if MIXED_PRECISION == "1":
+        rewrite = "auto_mixed_precision" if gpus else "auto_mixed_precision_onednn_bfloat16"
+        tf.config.optimizer.set_experimental_options({rewrite: True})
 
     path = find_model(Path(os.environ["AZUREML_MODEL_DIR"]))
     model, image_size = load_model(path)
-    # Traced once: model.predict() would set up a pipeline for every image.
-    classify = tf.function(
-        model, autograph=False, input_signature=[tf.TensorSpec((1, image_size, image_size, 3))]
-    )
+    # Traced once, for all images: model.predict() would set up a pipeline at every call.
+    images = tf.TensorSpec((1, image_size, image_size, 3))
+    classify = tf.function(model, input_signature=[images], autograph=False)
     scores = classify(tf.zeros((1, image_size, image_size, 3)))
     if scores.ndim != 2:
         raise ValueError(f"{path}: the model returns {scores.shape}, expected (images, classes)")
@@ -55,9 +57,8 @@ def init() -> None:
 def run(mini_batch: list[str]) -> pd.DataFrame:
     """Classifies the images at the paths `mini_batch`.
 
-    Returns file (its name), class (index of the highest score) and probability: one row for each image
-    that could be scored, in the order given. Any other image is logged and left out, which makes it a
-    failed file.
+    Returns file (its name), class (index of the highest score) and probability: a row for each image that
+    could be scored, in the order given. Any other is logged and left out: Azure ML counts it as failed.
     """
     files, classes, winners = [], [], []
     for path, reading in read_ahead(mini_batch):
@@ -71,70 +72,15 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
             logger.warning("%s: left out: the model's scores are not finite", path)
             continue
         files.append(os.path.basename(path))
-        classes.append(int(probability.argmax()))
+        classes.append(probability.argmax())
         winners.append(probability.max())
-    return pd.DataFrame({"file": files, "class": classes, "probability": np.array(winners, np.float32)})
-
-
-def setting(name: str, allowed: list[str]) -> str:
-    """The environment variable `name`; unset, the first of the values `allowed`."""
-    value = os.environ.get(name, allowed[0])
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of: {', '.join(allowed)}")
-    return value
-
-
-def find_model(folder: Path) -> Path:
-    """The one model in `folder` or one level below: a SavedModel's folder, a .keras or an .h5 file."""
-    found = [p for p in sorted([folder, *folder.glob("*"), *folder.glob("*/*")]) if p.name[:1] != "."]
-    models = [p for p in found if (p / "saved_model.pb").is_file() or p.suffix in (".keras", ".h5")]
-    if len(models) != 1:
-        names = ", ".join(str(p.relative_to(folder)) for p in models or found[1:]) or "nothing"
-        raise FileNotFoundError(
-            f"{folder}: {len(models)} models, expected 1 (saved_model.pb, .keras or .h5); found: {names}"
-        )
-    return models[0]
-
-
-def load_model(path: Path) -> tuple[Callable, int]:
-    """A function from images (n, size, size, 3) in [0, 1] to scores (n, classes), and that size."""
-    try:
-        if path.is_dir():  # Keras 3 reads no SavedModel; TensorFlow reads those of Keras 2 and 3
-            loaded = tf.saved_model.load(path)
-            ((name, spec),) = loaded.signatures["serving_default"].structured_input_signature[1].items()
-            model, shape = lambda images: loaded.signatures["serving_default"](**{name: images}), spec.shape
-        else:
-            model = load_keras_model(path)
-            shape = tf.TensorShape(model.input_shape)
-        side = (shape.rank == 4 and shape[1]) or DEFAULT_SIZE
-        if not shape.is_compatible_with((1, side, side, 3)):
-            raise ValueError(f"it takes {shape}, expected (images, {side}, {side}, 3)")
-    except Exception as error:
-        files = ", ".join(sorted(p.name for p in path.glob("*"))) or f"{path.stat().st_size} bytes"
-        raise ValueError(f"{path}: not a model that can be used: {error}; found: {files}") from error
-    return lambda images: tf.nest.flatten(model(images))[0], side
-
-
-def load_keras_model(path: Path) -> Callable:
-    """The model of a .keras or .h5 file, whichever Keras wrote it and whichever TensorFlow prefers."""
-    reasons = []
-    for keras in ("keras", "tf_keras"):
-        try:
-            return importlib.import_module(keras).models.load_model(path, compile=False)
-        except Exception as error:
-            reasons.append(f"{keras}: {error}")
-    raise ValueError("; ".join(reasons))
-
-
-def probabilities(scores: np.ndarray) -> np.ndarray:
-    """The softmax of the rows of `scores` (n, classes); rows that already are probabilities stay."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    done = (scores >= 0).all(axis=1) & (abs(scores.sum(axis=1) - 1) < 0.01)
-    return np.where(done[:, np.newaxis], scores, powers / powers.sum(axis=1, keepdims=True))
+    return pd.DataFrame(
+        {"file": files, "class": np.array(classes, int), "probability": np.array(winners, "f4")}
+    )
 
 
 def read_ahead(paths: list[str]) -> Iterator[tuple[str, Future]]:
-    """Each path and its image to come; while the caller works on one image, the next is being read."""
+    """Each path and its image to come; while the caller works on an image, the next one is being read."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         current = None
         for path in paths:
@@ -152,17 +98,12 @@ def read_image(path: str) -> np.ndarray:
             raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
         image.draft(image.mode, (DECODE_SIZE, DECODE_SIZE))
         ImageOps.exif_transpose(image, in_place=True)
-        if image_fit == "crop":
-            image = image.crop(centre_square(*image.size))
+        if IMAGE_FIT == "crop":
+            side = max(1, min(image.size) * 7 // 8)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
         pixels = to_rgb(image).resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(pixels, np.float32) / 255
-
-
-def centre_square(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the centre square, 7/8 of the short side, at whole pixels."""
-    side = max(1, min(width, height) * 7 // 8)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -174,3 +115,50 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def find_model(folder: Path) -> Path:
+    """The one model in `folder` or one level below: a SavedModel's folder, a .keras or an .h5 file."""
+    found = [p for p in sorted([folder, *folder.glob("*"), *folder.glob("*/*")]) if p.name[:1] != "."]
+    models = [p for p in found if (p / "saved_model.pb").is_file() or p.suffix in (".keras", ".h5")]
+    if len(models) != 1:
+        names = ", ".join(str(p.relative_to(folder)) for p in models or found[1:]) or "nothing"
+        raise FileNotFoundError(
+            f"{folder}: {len(models)} models, expected one (saved_model.pb, .keras or .h5); found: {names}"
+        )
+    return models[0]
+
+
+def load_model(path: Path) -> tuple[Callable, int]:
+    """A function from images (n, size, size, 3) in [0, 1] to scores (n, classes), and that size."""
+    try:
+        if path.is_dir():  # Keras 3 reads no SavedModel; TensorFlow reads those of Keras 2 and of Keras 3
+            loaded = tf.saved_model.load(path)
+            ((name, spec),) = loaded.signatures["serving_default"].structured_input_signature[1].items()
+            model, shape = lambda images: loaded.signatures["serving_default"](**{name: images}), spec.shape
+        else:
+            model = load_keras_model(path)
+            shape = tf.TensorShape(model.input_shape)
+        size = (shape.rank == 4 and shape[1]) or DEFAULT_SIZE
+        if not shape.is_compatible_with((1, size, size, 3)):
+            raise ValueError(f"it takes {shape}, expected (images, {size}, {size}, 3)")
+    except Exception as error:
+        names = ", ".join(sorted(p.name for p in path.glob("*"))) or f"{path.stat().st_size} bytes"
+        raise ValueError(f"{path}: not a model to classify images with: {error}; found: {names}") from error
+    return lambda images: tf.nest.flatten(model(images))[0], size
+
+
+def load_keras_model(path: Path) -> Callable:
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception:  # Keras 3 does not read all that Keras 2 wrote
+        import tf_keras
+
+        return tf_keras.models.load_model(path, compile=False)
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """The softmax of each row of `scores` (n, classes), unless the model has done that already."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    done = (scores >= 0).all(axis=1) & (abs(scores.sum(axis=1) - 1) < 0.01)
+    return np.where(done[:, np.newaxis], scores, powers / powers.sum(axis=1, keepdims=True))
