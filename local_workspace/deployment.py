@@ -6,6 +6,8 @@ The schema is that of azure-ai-ml 1.35.2; the defaults are the service's, since 
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import yaml
 
 from local_workspace.errors import UserError
 
-DESCRIPTIVE = {"$schema", "name", "endpoint_name", "description", "tags", "properties", "type"}
+DESCRIPTIVE = {"$schema", "name", "id", "endpoint_name", "description", "tags", "properties", "type"}
 NOT_HONOURED = {
     "environment": "the scoring script runs in the Python of this command",
     "compute": "the workers run on this machine",
@@ -23,12 +25,16 @@ SETTINGS = {
     *("mini_batch_size", "max_concurrency_per_instance", "output_action", "output_file_name"),
     *("retry_settings", "error_threshold", "logging_level", "environment_variables"),
 }
+# Of `resources` the client knows these too.
+RESOURCES = {"instance_type", "locations", "shm_size", "max_instance_count", "docker_args", "properties"}
 ROOT = {*DESCRIPTIVE, *NOT_HONOURED, "model", "code_configuration", "resources"}
 # Beside `settings` the client accepts these too, and ignores them there.
 IGNORED = {"error_threshold", "environment_variables"}
 
 OUTPUT_ACTIONS = ("append_row", "summary_only")
 LOGGING_LEVELS = ("info", "warning", "debug")
+MOST = 2**31 - 1  # the service's integers have 32 bits
+LONGEST_NAME = 255  # bytes, of a file
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,10 @@ class Section:
     def __init__(self, path: Path, prefix: str, values: Any) -> None:
         self.path, self.prefix, self.values = path, prefix, values
         if not isinstance(values, dict):
-            raise UserError(f"{path}: {prefix.rstrip('.')} is {values!r}, expected a mapping")
+            raise UserError(f"{path}: {prefix.rstrip('.') or 'it'} is {values!r}, expected a mapping")
 
     def section(self, key: str) -> Section:
-        return Section(self.path, f"{self.prefix}{key}.", self.values.get(key) or {})
+        return Section(self.path, f"{self.prefix}{key}.", self.values.get(key, {}))
 
     def check_keys(self, allowed: set[str]) -> None:
         for key in self.values:
@@ -79,17 +85,31 @@ class Section:
 
     def integer(self, key: str, default: int, least: int) -> int:
         value = self.values.get(key, default)
-        if isinstance(value, str) and value.removeprefix("-").isdecimal():
-            value = int(value)  # as the client does
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.refuse(key, f"a whole number, at least {least}")
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = int(value)  # as the client does
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+            self.refuse(key, f"a whole number from {least} to {MOST}")
         return value
 
-    def text(self, key: str, default: str | None = None, allowed: tuple[str, ...] = ()) -> str:
+    def text(self, key: str, default: str | None = None) -> str:
         value = self.values.get(key, default)
-        if not isinstance(value, str) or not value or (allowed and value not in allowed):
-            self.refuse(key, f"one of: {', '.join(allowed)}" if allowed else "a text")
+        if not isinstance(value, str) or not value:
+            self.refuse(key, "a text")
         return value
+
+    def choice(self, key: str, default: str, allowed: tuple[str, ...]) -> str:
+        value = self.values.get(key, default)
+        if not isinstance(value, str) or value.lower() not in allowed:  # as the client does
+            self.refuse(key, f"one of: {', '.join(allowed)}")
+        return value.lower()
+
+    def file_name(self, key: str, default: str | None = None) -> str:
+        name = self.text(key, default)
+        plain = Path(name).name == name != ".."
+        if not plain or not is_encodable(name) or len(name.encode()) > LONGEST_NAME:
+            self.refuse(key, "the name of a file, without a folder")
+        return name
 
     def refuse(self, key: str, expected: str) -> None:
         found = repr(self.values[key]) if key in self.values else "missing"
@@ -105,14 +125,15 @@ def read_deployment(path: Path, changes: list[str]) -> tuple[Deployment, list[st
     root = Section(path, "", read_yaml(path))
     for change in changes:
         assign(root, change)
-    if root.values.get("type", "model") != "model":
+    if str(root.values.get("type", "model")).lower() != "model":
         root.refuse("type", "model: pipeline component deployments cannot be scored here")
     # Without `type` it is the older schema, where all that is now under `settings` stood at the root.
     older = "type" not in root.values and "settings" not in root.values
     settings = root if older else root.section("settings")
     root.check_keys(ROOT | SETTINGS if older else ROOT | IGNORED | {"settings"})
+    root.section("resources").check_keys({"instance_count", *RESOURCES})
     if not older:
-        settings.check_keys(SETTINGS)
+        settings.check_keys(SETTINGS | {"instance_count"})
     return parse(root, settings), warnings(root, older)
 
 
@@ -127,43 +148,51 @@ def parse(root: Section, settings: Section) -> Deployment:
     retry.check_keys({"max_retries", "timeout"})
     folder = root.path.parent / code.text("code")
     script = code.text("scoring_script")
-    if not (folder / script).is_file():
+    if not os.path.isfile(folder / script):  # False for any text that cannot be a path, too
         raise UserError(
             f"{root.path}: no scoring script {script!r} in {folder}",
             "code_configuration.code is a folder beside the YAML, scoring_script a file in it",
         )
     return Deployment(
-        name=root.text("name"),
+        name=root.file_name("name"),
         code=folder.resolve(),
         scoring_script=script,
         model=model_path(root),
-        instance_count=root.section("resources").integer("instance_count", 1, least=1),
+        instance_count=instance_count(root, settings),
         max_concurrency_per_instance=settings.integer("max_concurrency_per_instance", 1, least=1),
         mini_batch_size=settings.integer("mini_batch_size", 10, least=1),
         max_retries=retry.integer("max_retries", 3, least=0),
         timeout=retry.integer("timeout", 30, least=1),
         error_threshold=settings.integer("error_threshold", -1, least=-1),
-        output_action=settings.text("output_action", "append_row", OUTPUT_ACTIONS),
-        output_file_name=file_name(settings),
-        logging_level=settings.text("logging_level", "info", LOGGING_LEVELS),
+        output_action=settings.choice("output_action", "append_row", OUTPUT_ACTIONS),
+        output_file_name=settings.file_name("output_file_name", "predictions.csv"),
+        logging_level=settings.choice("logging_level", "info", LOGGING_LEVELS),
         environment_variables=environment_variables(settings),
     )
+
+
+def instance_count(root: Section, settings: Section) -> int:
+    """It may stand in either place, but the client refuses a deployment that has both."""
+    if "instance_count" not in settings.values:
+        return root.section("resources").integer("instance_count", 1, least=1)
+    if "resources" in root.values:
+        settings.refuse("instance_count", "it under `resources` only")
+    return settings.integer("instance_count", 1, least=1)
 
 
 def model_path(root: Section) -> Path | None:
     """The folder or file of an inline model; None for a registered one (azureml:NAME@latest, ...)."""
     model = root.values.get("model")
-    if not isinstance(model, dict):
-        return None
-    path = root.section("model").text("path")
-    return None if "://" in path or path.startswith("azureml:") else root.path.parent / path
+    if isinstance(model, dict):
+        path = root.section("model").text("path")
+        return None if is_remote(path) else root.path.parent / path
+    if model is not None and not (isinstance(model, str) and is_remote(model)):
+        root.refuse("model", "azureml:NAME@latest, azureml:NAME:VERSION or a mapping with path")
+    return None
 
 
-def file_name(settings: Section) -> str:
-    name = settings.text("output_file_name", "predictions.csv")
-    if Path(name).name != name:
-        settings.refuse("output_file_name", "the name of a file, without a folder")
-    return name
+def is_remote(path: str) -> bool:
+    return "://" in path or path.startswith("azureml:")
 
 
 def environment_variables(settings: Section) -> dict[str, str]:
@@ -171,12 +200,26 @@ def environment_variables(settings: Section) -> dict[str, str]:
     for name, value in section.values.items():
         if not isinstance(name, str) or not isinstance(value, str):
             section.refuse(name, "a text: put it in quotes")
+        if not name or "=" in name or not is_encodable(name) or not is_encodable(value):
+            section.refuse(name, "a name and a text that an environment can hold")
     return dict(section.values)
+
+
+def is_encodable(text: str) -> bool:
+    """Whether the operating system takes `text` as a name or a variable."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates, by a YAML escape
+        return False
 
 
 def warnings(root: Section, older: bool) -> list[str]:
     """What the deployment says that has no effect here, or in Azure."""
     found = [f"{key} is not used here: {why}" for key, why in NOT_HONOURED.items() if key in root.values]
+    resources = sorted(RESOURCES & root.section("resources").values.keys())
+    found += [f"resources.{key} is not used here: {NOT_HONOURED['compute']}" for key in resources]
+    if "model" in root.values and not model_path(root):
+        found.append("the registered model is not fetched: --model, or model/ beside the YAML, stands for it")
     if not older:
         misplaced = sorted(IGNORED & root.values.keys())
         found += [
@@ -187,11 +230,19 @@ def warnings(root: Section, older: bool) -> list[str]:
 
 def read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, expected a deployment's YAML") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # the parser lets through what a wrong value raises: a KeyError for `!!bool x`
+        raise UserError(f"{place}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
 def assign(root: Section, change: str) -> None:
@@ -205,4 +256,4 @@ def assign(root: Section, change: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise UserError(f"--set {change}: {section} in {root.path} holds {values!r}, not a mapping")
-    values[key] = text if "environment_variables" in sections else yaml.safe_load(text)
+    values[key] = text if "environment_variables" in sections else parse_yaml(text, f"--set {change}")
