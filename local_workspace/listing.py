@@ -43,21 +43,31 @@ def list_input_files(data: Path, listing: Path) -> tuple[int, list[str]]:
         for path in sort_on_disk(files, open_runs):
             lines.write(json.dumps(path) + "\n")
             count += 1
-    return count, left_out
+    return count, sorted(left_out)
 
 
 def walk(folder: str, left_out: list[str]) -> Iterator[str]:
+    folders = [folder]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif is_file(entry):
+                        yield entry.path
+                    else:
+                        left_out.append(entry.path)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from walk(entry.path, left_out)
-                elif entry.is_file():
-                    yield entry.path
-                else:
-                    left_out.append(entry.path)
-    except PermissionError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+        return entry.is_file()
+    except OSError:  # a link to itself, or into a folder that is closed to us
+        return False
 
 
 def sort_on_disk(paths: Iterable[str], open_runs: ExitStack) -> Iterator[str]:
