@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import time
 from pathlib import Path
@@ -55,4 +56,15 @@ class JobLogs:
 
 def open_text(path: Path) -> TextIO:
     """`path` for writing; names of files that are not UTF-8 are written as the bytes they are."""
-    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+    return path.open("w", encoding="utf-8", errors="bytes_of_names", newline="")
+
+
+def bytes_of_names(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Surrogates in the name of a file stand for bytes; any other is written as \\ud800, and never raises."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("bytes_of_names", bytes_of_names)
