@@ -22,6 +22,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,7 +74,12 @@ def log_to(path: str, level: str) -> deque[str]:
     """Sends the script's log records to the file `path` and to stderr; returns the warnings of late."""
     messages: deque[str] = deque(maxlen=MAX_MESSAGES)
     keep = logging.Handler(logging.WARNING)
-    keep.emit = lambda record: messages.append(record.getMessage())
+
+    def emit(record: logging.LogRecord) -> None:
+        with suppress(Exception):  # "%d" without a number: the other handlers say so, and nothing raises
+            messages.append(record.getMessage())
+
+    keep.emit = emit
     handlers = [
         logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"),
         logging.StreamHandler(),
@@ -151,8 +157,23 @@ def explain(missing: int, paths: list[str], result: Any, messages: deque[str]) -
     if len(left_out) != missing:
         among = f"one of {os.path.basename(paths[0])} ... {os.path.basename(paths[-1])}"
         return [(among, "no row, and the rows do not name their files")] * missing
-    reasons = [next((m for m in messages if p in m or os.path.basename(p) in m), "") for p in left_out]
-    return [(p, reason or "no row, and nothing in the log names it") for p, reason in zip(left_out, reasons)]
+    reasons = reasons_in(messages, paths)
+    return [(p, reasons.get(p, "no row, and nothing in the log names it")) for p in left_out]
+
+
+def reasons_in(messages: deque[str], paths: list[str]) -> dict[str, str]:
+    """For each of `paths` the first message that is about it.
+
+    It is about the file with the longest name in it: "11.jpg: cannot be read" is not about 1.jpg.
+    """
+    reasons: dict[str, str] = {}
+    for message in messages:
+        names = [(p, p if p in message else os.path.basename(p)) for p in paths]
+        lengths = {p: len(name) for p, name in names if name in message}
+        for p, length in lengths.items():
+            if length == max(lengths.values()):
+                reasons.setdefault(p, message)
+    return reasons
 
 
 def flatten(row: Any) -> list[Any]:
