@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 from local_workspace.instance import Instance, Job, Worker
 from local_workspace.job_logs import JobLogs, open_text
@@ -74,12 +75,14 @@ class Executor:
     finished: dict[int, Result] = field(default_factory=dict)  # and not yet written
     written: int = 0  # mini-batches
     last_error: str = ""
-    first_ready: float = 0  # when the first worker had done its init(), by time.monotonic()
+    first_ready: float = 0  # when a worker had first done its init(), by time.monotonic()
+    last_finished: float = 0  # when the last mini-batch so far was finished
 
     def __post_init__(self) -> None:
         deployment = self.job.deployment
         self.deployment = deployment
-        self.instances = [Instance(f"instance{number}") for number in range(deployment.instance_count)]
+        used = min(deployment.instance_count, self.counts.mini_batches)
+        self.instances = [Instance(f"instance{number}") for number in range(used)]
         self.fresh = split_into_mini_batches(self.job.listing, deployment.mini_batch_size)
         self.selector = selectors.DefaultSelector()
 
@@ -121,8 +124,8 @@ class Executor:
             for _ in range(
                 min(self.deployment.max_concurrency_per_instance - staff, left - len(self.workers))
             ):
-                slot = min(set(range(self.deployment.workers)) - {worker.slot for worker in self.workers})
-                worker = Worker(self.job, instance, slot)
+                taken = {worker.slot for worker in self.workers}
+                worker = Worker(self.job, instance, next(slot for slot in count() if slot not in taken))
                 self.workers.append(worker)
                 self.selector.register(worker.answers, selectors.EVENT_READ, worker)
 
@@ -213,21 +216,23 @@ class Executor:
         """Counts a mini-batch, and writes it as soon as all before it are written."""
         mini_batch, worker.mini_batch = worker.mini_batch, None
         self.attempts.pop(mini_batch.number, None)
-        seconds = time.monotonic() - worker.since
+        self.last_finished = time.monotonic()
+        seconds = self.last_finished - worker.since
         self.finished[mini_batch.number] = Result(mini_batch, rows, text, failed, seconds, worker, attempts)
         self.counts.processed += 1
         self.counts.rows += rows
         self.counts.succeeded += mini_batch.files - len(failed)
         self.counts.failed += len(failed)
+        if failed:
+            self.last_error = "The last: {}: {}".format(*failed[-1])
         while self.written in self.finished:
             self.write(self.finished.pop(self.written))
             self.written += 1
         threshold = self.deployment.error_threshold
         if 0 <= threshold < self.counts.failed:
-            file, reason = failed[-1]
             raise JobFailed(
                 f"{self.counts.failed} failed files, more than the error_threshold of {threshold}. "
-                f"The last: {file}: {reason}"
+                f"{self.last_error}"
             )
 
     def write(self, result: Result) -> None:

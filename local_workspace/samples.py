@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def samples(arguments: argparse.Namespace) -> int:
     """`python -m local_workspace samples`: prepares the samples and says what they are."""
     prepared = prepare(arguments.folder)
-    print(f"model: {prepared.model}: {prepared.model_source}")
-    print(f"data: {prepared.data}: {prepared.photos} photos, {prepared.data_source}")
+    print(f"{prepared.model}/: {prepared.model_source}")
+    print(f"{prepared.data}/: {prepared.photos} photos: {prepared.data_source}")
     return 0
 
 
@@ -270,6 +270,6 @@ class Part:
 
 # A change of these lines makes the content again.
 LITE0 = "EfficientNet-Lite0 (embedded, Apache-2.0)"
-FREE_PHOTOS = "photos of scikit-image (CC0, public domain)"
+FREE_PHOTOS = "from scikit-image (CC0, public domain)"
 MODEL = Part("model", "model.zip", LITE0, write_model, "model", MODEL_ENDINGS, "*")
 DATA = Part("data", "imagenet-1000.zip", FREE_PHOTOS, write_photos, "photos", PHOTO_ENDINGS, "**/*")

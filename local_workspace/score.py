@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import signal
@@ -57,68 +58,90 @@ def score(arguments: argparse.Namespace) -> int:
         say(f"warning: {arguments.deployment}: {warning}")
     model = model_of(deployment, arguments)
     output = arguments.output or Path("outputs", deployment.name)
-    make_way(output, deployment, arguments.overwrite)
+    earlier = earlier_results(output, deployment, arguments.overwrite)
     with tempfile.TemporaryDirectory(prefix="local_workspace_") as folder:
-        job, files = stage(deployment, model, arguments.data, output.absolute(), Path(folder), arguments)
+        job = Job(
+            deployment=deployment,
+            run_id=str(uuid.uuid4()),
+            model_dir=Path(folder, "model"),
+            listing=Path(folder, "listing"),
+            output=output.absolute() / "score",
+            logs=output.absolute() / "logs",
+            init_timeout=arguments.init_timeout,
+        )
+        files = list_data(arguments.data, job.listing)
+        lay_out_model(model, job.model_dir)
+        make_way(output, earlier)
         return run(job, files, output, begin)
 
 
 def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
     model = arguments.model or deployment.model or arguments.deployment.parent / "model"
-    if not model.exists():
+    if not os.path.exists(model):
         raise UserError(
             f"{model}: no such model, expected a folder or a file",
             "`python -m local_workspace samples` prepares one in model/; or name yours with --model",
         )
-    return model.absolute()
+    return Path(os.path.abspath(model))
 
 
-def make_way(output: Path, deployment: Deployment, overwrite: bool) -> None:
-    """Removes what an earlier run left in `output`, if it may: Azure refuses an existing output file."""
-    predictions = output / "score" / deployment.output_file_name
-    earlier = [path for path in (predictions, output / "summary.json", output / "logs") if path.exists()]
+def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> list[Path]:
+    """What an earlier run left in `output`. Azure refuses an existing output file."""
+    results = (output / "score" / deployment.output_file_name, output / "summary.json", output / "logs")
+    earlier = [path for path in results if os.path.lexists(path)]
     if earlier and not overwrite:
         raise UserError(f"{earlier[0]}: exists already", "choose another --output, or --overwrite it")
-    for path in earlier:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return earlier
 
 
-def stage(
-    deployment: Deployment, model: Path, data: Path, output: Path, folder: Path, arguments: argparse.Namespace
-) -> tuple[Job, int]:
-    """Lists the input and lays out what the workers see. Returns the job and the number of files."""
-    if not data.exists():
+def make_way(output: Path, earlier: list[Path]) -> None:
+    """Removes the `earlier` results, once nothing can be wrong with the input any more."""
+    try:
+        for path in earlier:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        (output / "score").mkdir(parents=True, exist_ok=True)
+        (output / "logs").mkdir()
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error}", "choose another --output") from None
+
+
+def list_data(data: Path, listing: Path) -> int:
+    """Lists the input, and says what is left out. Returns the number of files."""
+    if not os.path.exists(data):
         raise UserError(f"{data}: no such folder, expected the files to score", "name it with --data")
-    files, left_out = list_input_files(data.absolute(), folder / "listing")
+    files, left_out = list_input_files(data.absolute(), listing)
     for path in left_out[:5]:
         say(f"warning: {path}: not a file, left out")
     if len(left_out) > 5:
         say(f"warning: {len(left_out) - 5} more that are not files, left out")
     if not files:
         raise UserError(f"{data}: no files to score in it", "name another folder with --data")
-    # A registered folder keeps its name below AZUREML_MODEL_DIR, and a registered file lies in it.
-    (folder / "model").mkdir()
-    (folder / "model" / model.name).symlink_to(model)
-    (output / "score").mkdir(parents=True, exist_ok=True)
-    job = Job(
-        deployment=deployment,
-        run_id=str(uuid.uuid4()),
-        model_dir=folder / "model",
-        listing=folder / "listing",
-        output=output / "score",
-        logs=output / "logs",
-        init_timeout=arguments.init_timeout,
-    )
-    return job, files
+    return files
+
+
+def lay_out_model(model: Path, model_dir: Path) -> None:
+    """A registered folder keeps its name below AZUREML_MODEL_DIR, and a registered file lies in it.
+
+    The folders are real and the files are links: rglob(), as scripts search a model, follows no links to
+    folders.
+    """
+    model_dir.mkdir()
+    if not model.is_dir():
+        (model_dir / model.name).symlink_to(model)
+        return
+    try:
+        shutil.copytree(
+            model, model_dir / model.name, copy_function=os.symlink, ignore_dangling_symlinks=True
+        )
+    except OSError as error:
+        raise UserError(f"{model}: cannot be read: {error}") from None
 
 
 def run(job: Job, files: int, output: Path, begin: float) -> int:
     deployment = job.deployment
     mini_batches = -(-files // deployment.mini_batch_size)
-    say(
-        f"{deployment.name}: {files:,} files in {mini_batches:,} mini-batches, "
-        f"{min(deployment.workers, mini_batches)} workers"
-    )
+    workers = min(deployment.workers, mini_batches)
+    say(f"{deployment.name}: files: {files:,}, mini-batches: {mini_batches:,}, workers: {workers}")
     counts = Counts(files, mini_batches)
     status, cause, code = "Completed", "", COMPLETED
     with JobLogs(job.logs, output / "failed.csv") as logs, progress(files) as on_progress:
@@ -130,7 +153,7 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
                 status, cause, code = "Failed", str(failure), FAILED
             except KeyboardInterrupt:
                 status, cause, code = "Canceled", "interrupted", INTERRUPTED
-        summary = summarise(status, cause, counts, executor, begin)
+        summary = summarise(status, cause, counts, executor, time.monotonic() - begin, workers)
         logs.result("\n".join(f"{key}: {value}" for key, value in summary.items()), cause)
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     print_summary(summary, output, job)
@@ -190,10 +213,11 @@ def plain_progress() -> Callable[[Counts], None]:
     return show
 
 
-def summarise(status: str, cause: str, counts: Counts, executor: Executor, begin: float) -> dict:
-    """The figures of a job that has ended. Images a second count from the end of the first init() on."""
-    now = time.monotonic()
-    scoring = now - executor.first_ready if executor.first_ready else 0.0
+def summarise(
+    status: str, cause: str, counts: Counts, executor: Executor, seconds: float, workers: int
+) -> dict:
+    """The figures of a job that has ended. `seconds_scoring` runs from the end of the first init() on."""
+    scoring = max(0.0, executor.last_finished - executor.first_ready)
     rate = counts.succeeded / scoring if scoring else 0.0
     kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
@@ -201,10 +225,10 @@ def summarise(status: str, cause: str, counts: Counts, executor: Executor, begin
         "cause": cause,
         **asdict(counts),
         "not_scored": counts.not_scored,
-        "seconds": round(now - begin, 2),
+        "seconds": round(seconds, 2),
         "seconds_scoring": round(scoring, 2),
         "images_a_second": round(rate, 1),
-        "images_a_second_a_worker": round(rate / executor.deployment.workers, 1),
+        "images_a_second_a_worker": round(rate / workers, 1),
         "peak_memory_of_a_worker_mb": round(kilobytes / (1 << 20 if sys.platform == "darwin" else 1 << 10)),
     }
 

@@ -203,7 +203,7 @@ def test_what_is_prepared_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first = samples.prepare_part(samples.DATA, tmp_path)
     monkeypatch.setattr(samples, "make", None)
     assert samples.prepare_part(samples.DATA, tmp_path) == first
-    assert first == (tmp_path / "data", "photos of scikit-image (CC0, public domain)")
+    assert first == (tmp_path / "data", "from scikit-image (CC0, public domain)")
 
 
 def test_a_zip_replaces_what_was_prepared_and_may_go(tmp_path: Path) -> None:
