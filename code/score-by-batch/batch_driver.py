@@ -183,7 +183,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def find_model(folder: Path) -> Path:
     """The one model in `folder` or one level below: a SavedModel's folder, a .keras or an .h5 file."""
     found = [p for p in sorted([folder, *folder.glob("*"), *folder.glob("*/*")]) if p.name[:1] != "."]
-    models = [p for p in found if (p / "saved_model.pb").is_file() or p.suffix in (".keras", ".h5")]
+    models = [p for p in found if p.is_file() and p.suffix in (".keras", ".h5")]
+    models += [p for p in found if (p / "saved_model.pb").is_file()]
     if len(models) != 1:
         names = ", ".join(str(p.relative_to(folder)) for p in models or found[1:]) or "nothing"
         raise FileNotFoundError(
@@ -214,14 +215,17 @@ def load_model(path: Path) -> tuple[Callable, int]:
 def load_keras_model(path: Path) -> Callable:
     try:
         return keras.models.load_model(path, compile=False)
-    except Exception:  # Keras 3 does not read all that Keras 2 wrote
-        import tf_keras
+    except Exception:
+        if path.suffix == ".h5":  # Keras 2 would run the code that such a file can carry
+            raise
+        import tf_keras  # Keras 3 does not read every .keras that Keras 2 wrote
 
         return tf_keras.models.load_model(path, compile=False)
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
     """The softmax of each row of `scores` (n, classes), unless the model has done that already."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # run() looks for scores that are not finite
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     done = (scores >= 0).all(axis=1) & (abs(scores.sum(axis=1) - 1) < 0.01)
     return np.where(done[:, np.newaxis], scores, powers / powers.sum(axis=1, keepdims=True))
