@@ -154,7 +154,7 @@ def parse(root: Section, settings: Section) -> Deployment:
             "code_configuration.code is a folder beside the YAML, scoring_script a file in it",
         )
     return Deployment(
-        name=root.file_name("name"),
+        name=root.file_name("name").lower(),  # as the client does
         code=folder.resolve(),
         scoring_script=script,
         model=model_path(root),
