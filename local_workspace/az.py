@@ -1,7 +1,8 @@
 """`az`: the verbs of `az ml` that this repository's flow and its readers use, on knack, az's own framework.
 
 Flags, output forms and exit codes are those of the real az: 0 done, 1 error, 2 usage, 3 not found.
-The answer goes to stdout, everything else to stderr. The verbs are functions of az_ml.py and az_account.py.
+The answer goes to stdout, everything else to stderr. The verbs are the functions of az_account.py,
+az_assets.py, az_batch.py and az_jobs.py.
 """
 
 import json
@@ -24,12 +25,12 @@ COMMANDS = {
     "": ("az_account", "configure version"),
     "account": ("az_account", "show get-access-token"),
     "extension": ("az_account", "list show"),
-    "ml model": ("az_ml", "create list show"),
-    "ml data": ("az_ml", "create list show"),
-    "ml compute": ("az_ml", "create show"),
-    "ml batch-endpoint": ("az_ml", "create show update delete list invoke list-jobs"),
-    "ml batch-deployment": ("az_ml", "create show list delete"),
-    "ml job": ("az_ml", "show stream list download cancel"),
+    "ml model": ("az_assets", "create list show"),
+    "ml data": ("az_assets", "create list show"),
+    "ml compute": ("az_assets", "create show"),
+    "ml batch-endpoint": ("az_batch", "create show update delete list invoke list-jobs"),
+    "ml batch-deployment": ("az_batch", "create show list delete"),
+    "ml job": ("az_jobs", "show stream list download cancel"),
 }
 GROUPS = {
     "account": "The subscription that is in use",
@@ -151,7 +152,7 @@ class Commands(CLICommandsLoader):
         for group, (module, verbs) in COMMANDS.items():
             nouns = group.replace("-", "_").removeprefix("ml ").split()
             functions = f"local_workspace.{module}#{'_'.join([*nouns, '{}'])}"
-            factory = open_workspace if module == "az_ml" else None
+            factory = open_workspace if group.startswith("ml ") else None
             with CommandGroup(
                 self, group, functions, client_factory=factory, deprecate_info=None
             ) as commands:

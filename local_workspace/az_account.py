@@ -80,7 +80,7 @@ def extension_list() -> list[dict[str, Any]]:
             "experimental": False,
             "extensionType": "local workspace",
             "name": "ml",
-            "path": str(Path(__file__).with_name("az_ml.py")),
+            "path": str(Path(__file__).parent),
             "preview": False,
             "version": installed_version("azure-ai-ml"),
         }

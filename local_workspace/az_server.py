@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,7 @@ def main() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # there is one already
-        from local_workspace import az, az_ml  # noqa: F401  what every command is spared
+        from local_workspace import az, az_assets, az_batch, az_jobs  # noqa: F401  what every command is spared
 
         gc.freeze()  # the collector of a forked process leaves the shared pages alone
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the command
@@ -37,8 +38,12 @@ def main() -> None:
         signal.signal(
             signal.SIGCHLD, signal.SIG_IGN
         )  # nobody waits for the commands: the kernel clears them away
-        with listen(folder / "az.sock") as listener:
-            serve(listener, folder / "az.sock", lock.fileno(), az.main)
+        address = folder / "az.sock"
+        with listen(address) as listener:
+            try:
+                serve(listener, address, lock.fileno(), az.main)
+            finally:
+                address.unlink(missing_ok=True)
 
 
 def listen(address: Path) -> socket.socket:
@@ -70,18 +75,21 @@ def serve(listener: socket.socket, address: Path, lock: int, command: Callable[[
 def run_command(connection: socket.socket, command: Callable[[list[str]], int]) -> NoReturn:
     """In the forked process: become the client's command, and send its exit code."""
     exit_code = 1
-    with suppress(BaseException):  # whatever happens: this process must not go on as a second server
+    try:
         arguments = take_over(connection)
         threading.Thread(target=stop_without_client, args=[connection], daemon=True).start()
         try:
             exit_code = command(arguments)
-        except SystemExit as stop:
-            exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    with suppress(OSError):
-        connection.send(bytes([exit_code & 0xFF]))
-    os._exit(exit_code)
+        except SystemExit as stop:  # of a wrong flag, or of --help
+            exit_code = stop.code if isinstance(stop.code, int) else 1
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client leaves as soon as it has the exit code
+        connection.send(bytes([exit_code]))
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(exit_code)  # whatever happened: never go on as a second server
 
 
 def take_over(connection: socket.socket) -> list[str]:
