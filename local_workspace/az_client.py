@@ -57,7 +57,8 @@ def open_standard_files() -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # dying closes the connection, which ends the command
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script may have it ignored, to clean up
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # dying closes the connection, which ends the command
     open_standard_files()
     address = str(Path(os.environ["AZURE_CONFIG_DIR"], "az.sock"))
     connection = connect(address)
