@@ -40,7 +40,7 @@ def new_job(name: str, *, deployment: dict[str, Any], places: dict[str, Location
         "name": name,
         "child": str(uuid.uuid4()),  # the scoring job that the parent contains
         "status": "NotStarted",
-        "created": _now(),
+        "created": now(),
         "started": None,
         "ended": None,
         "error": None,  # {code, message} of a failed job
@@ -126,7 +126,7 @@ class Jobs:
                 job = self.get(name)
                 if job is None or job["status"] != "NotStarted":
                     continue
-                job |= {"status": "Running", "started": _now()}
+                job |= {"status": "Running", "started": now()}
                 self._save(job)
             try:
                 status, error = self._run(job)
@@ -202,7 +202,7 @@ class Jobs:
 
     def _end(self, job: Job, status: str, error: dict[str, str] | None = None) -> None:
         self._log(job, f"{status.lower()}: {job['name']}" + (f": {error['message']}" if error else ""))
-        self._save(job | {"status": status, "error": error, "ended": _now()})
+        self._save(job | {"status": status, "error": error, "ended": now()})
 
     def _save(self, job: Job) -> None:
         self._store.put("jobs", job["name"], job)
@@ -211,7 +211,7 @@ class Jobs:
         path = self.folder(job) / EXECUTION_LOG
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
-            print(_now(), line, file=log)
+            print(now(), line, file=log)
 
     def _recover(self) -> None:
         """After a restart a job that ran is failed, because its executor lost its server; others wait on."""
@@ -268,5 +268,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as ARM writes it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from local_workspace import arm, downloads, endpoints, invoke, run_history, storage
+from local_workspace import arm, assets, downloads, endpoints, invoke, run_history, storage
 from local_workspace.workspace import API_HOST, BLOB_HOST, MANAGEMENT_HOST, SAMPLES_HOST, Call
 
 Handler = Callable[[Call], Any]  # gives a Response, or what becomes JSON; may be `async`
@@ -55,12 +55,12 @@ TABLE: list[tuple[str, str, str, Handler]] = [
     ("GET", ARM, DEPLOYMENT, endpoints.get_deployment),
     ("PUT", ARM, DEPLOYMENT, endpoints.put_deployment),
     ("DELETE", ARM, DEPLOYMENT, endpoints.delete_deployment),
-    ("GET", ARM, W + "/{kind:asset}", arm.list_assets),
-    ("GET", ARM, W + "/{kind:asset}/{name}", arm.get_asset),
-    ("GET", ARM, W + "/{kind:asset}/{name}/versions", arm.list_asset_versions),
-    ("GET", ARM, W + "/{kind:asset}/{name}/versions/{version}", arm.get_asset_version),
-    ("PUT", ARM, W + "/{kind:asset}/{name}/versions/{version}", arm.put_asset_version),
-    ("POST", ARM, W + "/codes/{name}/versions/{version}/startPendingUpload", arm.start_pending_upload),
+    ("GET", ARM, W + "/{kind:asset}", assets.list_assets),
+    ("GET", ARM, W + "/{kind:asset}/{name}", assets.get_asset),
+    ("GET", ARM, W + "/{kind:asset}/{name}/versions", assets.list_asset_versions),
+    ("GET", ARM, W + "/{kind:asset}/{name}/versions/{version}", assets.get_asset_version),
+    ("PUT", ARM, W + "/{kind:asset}/{name}/versions/{version}", assets.put_asset_version),
+    ("POST", ARM, W + "/codes/{name}/versions/{version}/startPendingUpload", assets.start_pending_upload),
     ("POST", API, ENDPOINT + "/jobs", invoke.invoke),
     ("GET", API, JOBS_OF + "/jobs", invoke.list_endpoint_jobs),
     ("GET", API, JOBS_OF + "/deployments/{deployment}/jobs", invoke.list_endpoint_jobs),
@@ -84,6 +84,7 @@ TABLE: list[tuple[str, str, str, Handler]] = [
     ("GET", SAMPLES, "/data/imagenet-1000.zip", downloads.get_images),
 ]
 
+SELECTORS = ("restype", "comp")  # query parameters that choose an operation of storage
 PARTS = {"": "[^/]+", "path": ".+", "asset": "models|codes|environments|data"}
 
 
@@ -109,8 +110,9 @@ def find(
     method: str, host: str, path: str, query: Mapping[str, str]
 ) -> tuple[Handler, dict[str, str]] | None:
     """The handler of the first line that fits, and the names in the path."""
+    selecting = {name: query[name] for name in SELECTORS if name in query}
     for route in ROUTES:
-        fits = route.method == method and route.host == host and route.query.items() <= dict(query).items()
+        fits = route.method == method and route.host == host and route.query == selecting
         if fits and (match := route.path.fullmatch(path)):
             return route.handler, match.groupdict()
     return None

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from local_workspace import environment
+from local_workspace.errors import UserError
+from local_workspace.store import is_state_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +54,14 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def state_folder(arguments: argparse.Namespace) -> Path:
-    """The state folder; it ignores itself in git wherever it is."""
-    folder = Path(arguments.state).resolve()
+    """The state folder, which ignores itself in git. A folder with other things in it is refused."""
+    folder = arguments.state.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    foreign = {path.name for path in folder.iterdir()} - {"samples", ".gitignore"}
+    if foreign and not is_state_folder(folder):
+        raise UserError(f"{folder} is not empty and no state folder", "name a new folder with --state DIR")
+    if not (folder / ".gitignore").exists():
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     return folder
 
 

@@ -9,14 +9,16 @@ import ssl
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import uvicorn
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -77,6 +79,12 @@ class Server:
             return answer if isinstance(answer, Response) else JSONResponse(answer)
         except ServiceError as error:
             return error_response(host, error)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception:  # a fault of ours: the client gets an error body, the log the traceback
+            traceback.print_exc(file=self._log)
+            message = f"The local workspace failed; the traceback is in {self._log.name}"
+            return error_response(host, ServiceError(500, "InternalServerError", message))
 
     def _authorise(self, request: Request, host: str, handler: routes.Handler) -> None:
         """ARM and the data plane want the token of this run. Storage checks signatures itself."""
@@ -124,10 +132,11 @@ class Server:
 
 
 def _host(request: Request) -> str:
-    if request.url.scheme == "http":
-        return routes.PAGE
+    """The host as the table of routes has it. A page of another site that resolves to us is not let in."""
     host = request.url.hostname or ""
-    return routes.LOOPBACK if host == "127.0.0.1" else host
+    if host in ("localhost", "127.0.0.1"):
+        return routes.PAGE if request.url.scheme == "http" else routes.LOOPBACK
+    return host if request.url.scheme == "https" else f"http://{host}"
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -151,7 +160,7 @@ def error_response(host: str, error: ServiceError) -> Response:
     """The error body of ARM, or that of storage."""
     headers = {"x-ms-error-code": error.code}
     if host == BLOB_HOST:
-        text = f"<Error><Code>{error.code}</Code><Message>{error.message}</Message></Error>"
+        text = f"<Error><Code>{error.code}</Code><Message>{escape(error.message)}</Message></Error>"
         return Response(text, error.status, headers, "application/xml")
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from local_workspace.errors import UserError
 from local_workspace.serve import add_state_argument
-from local_workspace.store import Store, link_or_copy, local_path
+from local_workspace.store import CONTENT, Store, is_state_folder, link_or_copy, local_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def state(arguments: argparse.Namespace) -> int:
     folder = arguments.state.resolve()
-    if not (folder / "state.sqlite").is_file():
+    if not is_state_folder(folder):
         raise UserError(f"{folder} is no state folder of a local workspace", "name one with --state DIR")
     store = Store(folder)  # refuses a folder that is in use
     try:
         if arguments.action == "list":
             print_state(store)
-        elif arguments.action == "export":
+        if arguments.action == "export":
             export_state(store, arguments.folder)
-        else:
-            shutil.rmtree(folder)
     finally:
         store.close()
+    if arguments.action == "delete":
+        delete_state(folder)
     return 0
 
 
@@ -60,3 +60,16 @@ def export_state(store: Store, folder: Path) -> None:
     for container in store.containers():
         for blob in store.blobs(container):
             link_or_copy(blob.path, local_path(folder / "blobs" / container, blob.name))
+
+
+def delete_state(folder: Path) -> None:
+    """Delete what workspaces have written; the folder too, where nothing else is in it."""
+    for name in CONTENT:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in (folder / "samples", folder):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

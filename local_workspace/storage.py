@@ -23,7 +23,9 @@ API_VERSION = "2025-01-05"
 CONTAINER_NAME = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 CHUNK = 1 << 20  # bytes
-MAX_BLOB = 64 << 30  # bytes
+MAX_BODY = 5000 << 20  # bytes in one Put Blob or Put Block, Azure's number
+MAX_LIST = 16 << 20  # bytes in a list of blocks
+MAX_NAME = 1024  # characters
 PAGE = 5000  # blobs in one answer, Azure's number
 
 
@@ -72,24 +74,31 @@ def _check_container(call: Call) -> None:
         raise ServiceError(404, "ContainerNotFound", "The specified container does not exist.")
 
 
-async def _receive(call: Call, path: Path) -> str:
+async def _receive(call: Call, path: Path, limit: int = MAX_BODY) -> str:
     """Write the body to `path`; its MD5 in base64, checked against Content-MD5 where the client sent one.
 
     The answer's Content-MD5 has to be that of the REQUEST's body: the client compares the two.
     """
+    try:
+        received = await _write_body(call, path, limit)
+        if call.request.headers.get("content-md5", received) != received:
+            raise ServiceError(400, "Md5Mismatch", "The MD5 value of the request does not match its body.")
+    except BaseException:  # also a client that has gone
+        path.unlink(missing_ok=True)
+        raise
+    return received
+
+
+async def _write_body(call: Call, path: Path, limit: int) -> str:
     digest, size = hashlib.md5(usedforsecurity=False), 0
     with path.open("wb") as file:
         async for chunk in call.request.stream():
             size += len(chunk)
-            if size > MAX_BLOB:
+            if size > limit:
                 raise ServiceError(413, "RequestBodyTooLarge", "The request body is too large.")
             file.write(chunk)
             digest.update(chunk)
-    received = base64.b64encode(digest.digest()).decode()
-    if call.request.headers.get("content-md5", received) != received:
-        path.unlink()
-        raise ServiceError(400, "Md5Mismatch", "The MD5 value of the request does not match its body.")
-    return received
+    return base64.b64encode(digest.digest()).decode()
 
 
 # Containers
@@ -119,7 +128,8 @@ async def list_blobs(call: Call) -> Response:
     _check_container(call)
     query = call.request.query_params
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    limit = min(int(query.get("maxresults") or PAGE), PAGE)
+    asked = query.get("maxresults", "")
+    limit = min(int(asked), PAGE) if asked.isdecimal() and int(asked) else PAGE
     found = call.store.blobs(call.names["container"], prefix, query.get("marker", ""))
     entries, marker = _page(found, prefix, delimiter, limit)
     root = ElementTree.Element("EnumerationResults")
@@ -187,8 +197,18 @@ def _properties(call: Call, content_md5: str) -> dict[str, Any]:
     }
 
 
-def _check_conditions(call: Call) -> None:
-    """`If-None-Match: *` is how the SDK says: do not overwrite."""
+def _check_write(call: Call) -> None:
+    """The container is there, the name is one, and `If-None-Match: *` (the SDK's `overwrite=False`) holds."""
+    _check_container(call)
+    name = call.names["blob"]
+    if len(name) > MAX_NAME or any(ord(char) < 32 for char in name):
+        raise ServiceError(
+            400, "InvalidResourceName", "The specified resource name contains invalid characters."
+        )
+    if call.request.headers.get("x-ms-blob-type", "BlockBlob") != "BlockBlob":
+        raise ServiceError(501, "NotImplemented", "The local workspace keeps block blobs only.")
+    if "x-ms-copy-source" in call.request.headers:
+        raise ServiceError(501, "NotImplemented", "The local workspace does not copy blobs.")
     exists = call.store.blob(call.names["container"], call.names["blob"]) is not None
     if exists and call.request.headers.get("if-none-match") == "*":
         raise ServiceError(409, "BlobAlreadyExists", "The specified blob already exists.")
@@ -196,8 +216,7 @@ def _check_conditions(call: Call) -> None:
 
 async def put_blob(call: Call) -> Response:
     allow(call, "cw")
-    _check_container(call)
-    _check_conditions(call)
+    _check_write(call)
     path = call.store.new_file()
     content_md5 = await _receive(call, path)
     return _store(call, path, _properties(call, content_md5), content_md5)
@@ -210,7 +229,7 @@ def _store(call: Call, path: Path, properties: dict[str, Any], received_md5: str
 
 async def put_block(call: Call) -> Response:
     allow(call, "cw")
-    _check_container(call)
+    _check_write(call)
     path = _block_path(call, call.request.query_params.get("blockid", ""))
     path.parent.mkdir(exist_ok=True)
     return answer(201, content_md5=await _receive(call, path))
@@ -224,18 +243,27 @@ def _block_path(call: Call, block_id: str) -> Path:
 
 async def put_block_list(call: Call) -> Response:
     allow(call, "cw")
-    _check_container(call)
-    _check_conditions(call)
+    _check_write(call)
     listing = call.store.new_file()
-    received_md5 = await _receive(call, listing)
-    ids = [element.text or "" for element in ElementTree.fromstring(listing.read_bytes())]
-    listing.unlink()
+    received_md5 = await _receive(call, listing, MAX_LIST)
+    ids = _block_ids(listing)
     blocks = [_block_path(call, block_id) for block_id in ids]
     if not all(block.is_file() for block in blocks):
         raise ServiceError(400, "InvalidBlockList", "The specified block list is invalid.")
     path = call.store.new_file()
     _join(blocks, path)
     return _store(call, path, _properties(call, ""), received_md5)
+
+
+def _block_ids(listing: Path) -> list[str]:
+    try:
+        return [element.text or "" for element in ElementTree.parse(listing).getroot()]
+    except ElementTree.ParseError as error:
+        raise ServiceError(
+            400, "InvalidXmlDocument", f"The list of blocks is not valid XML: {error}"
+        ) from None
+    finally:
+        listing.unlink()
 
 
 def _join(blocks: list[Path], path: Path) -> None:

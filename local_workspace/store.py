@@ -30,6 +30,15 @@ CREATE TABLE IF NOT EXISTS blobs (
 """
 
 
+DATABASE = "state.sqlite"
+# Everything that a workspace writes into its state folder; `samples/` may hold a user's own files too.
+CONTENT = (DATABASE, "lock", "blobs", "incoming", "jobs", "samples/embedded", "access.log", ".gitignore")
+
+
+def is_state_folder(folder: Path) -> bool:
+    return (folder / DATABASE).is_file()
+
+
 @dataclass(frozen=True)
 class Blob:
     name: str
@@ -80,7 +89,7 @@ class Store:
         self._incoming.mkdir()
         self._lock = threading.Lock()
         self._database = sqlite3.connect(
-            self.folder / "state.sqlite", check_same_thread=False, isolation_level=None
+            self.folder / DATABASE, check_same_thread=False, isolation_level=None
         )
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + TABLES)
 
@@ -157,7 +166,8 @@ class Store:
     def blob(self, container: str, name: str) -> Blob | None:
         statement = "SELECT name, file, properties FROM blobs WHERE container = ? AND name = ?"
         rows = self._rows(statement, container, name)
-        return self._blob(*rows[0]) if rows else None
+        blob = self._blob(*rows[0]) if rows else None
+        return blob if blob and blob.path.is_file() else None  # a person may have deleted a job's folder
 
     def blobs(self, container: str, prefix: str = "", after: str = "") -> Iterator[Blob]:
         """Blobs in the order of their names, from `after` on."""
@@ -166,7 +176,9 @@ class Store:
             " WHERE container = ? AND name > ? AND substr(name, 1, ?) = ? ORDER BY name"
         )
         for row in self._rows(statement, container, after, len(prefix), prefix):
-            yield self._blob(*row)
+            blob = self._blob(*row)
+            if blob.path.is_file():
+                yield blob
 
     def delete_blob(self, container: str, name: str) -> bool:
         deleted = self.blob(container, name)

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 from starlette.requests import Request
@@ -63,10 +62,6 @@ class Call:
         """`/subscriptions/.../workspaces/NAME` as the client wrote it: the start of every id it gets back."""
         path = re.search(r"/subscriptions/.+?/workspaces/[^/]+", self.request.url.path, re.IGNORECASE)
         return path.group() if path else ""
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def not_found(what: str) -> ServiceError:
