@@ -390,7 +390,7 @@ if [ -z "$MADE_ENDPOINT" ] || [ "$KEEP_ENDPOINT" = yes ]; then
     exit 0
 fi
 
-step "deleting the endpoint $ENDPOINT_NAME (its jobs, the model, the data and the cluster stay)"
+step "deleting the endpoint $ENDPOINT_NAME (--keep keeps it; jobs, model and data stay)"
 # <delete_endpoint>
 az ml batch-endpoint delete --name "$ENDPOINT_NAME" --yes
 # </delete_endpoint>

@@ -7,7 +7,7 @@ signatures and the help from the docstrings. With other variables in the environ
 from azure.ai.ml import MLClient
 from azure.ai.ml.entities import _load_functions as load
 
-from local_workspace.az_ml import Printed, overrides, printed, progress_on_stderr, source
+from local_workspace.az_ml import Printed, overrides, printed, source, without_progress
 
 
 def latest_unless(version: str | None, label: str | None) -> str | None:
@@ -80,7 +80,7 @@ def compute_create(
     flags = {"name": name, "type": type, "size": size}
     flags |= {"min_instances": min_instances, "max_instances": max_instances}
     compute = load.load_compute(source(file), params_override=overrides(changes, **flags))
-    with progress_on_stderr():
+    with without_progress():
         return printed(client.compute.begin_create_or_update(compute).result())
 
 

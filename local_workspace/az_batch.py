@@ -16,10 +16,10 @@ from local_workspace.az_ml import (
     Printed,
     overrides,
     printed,
-    progress_on_stderr,
     set_property,
     source,
     split_change,
+    without_progress,
 )
 
 # `type:` of a deployment file -> its loader; load_batch_deployment refuses the `settings` of `type: model`
@@ -35,7 +35,7 @@ def batch_endpoint_create(
 ) -> Printed:
     """Create a batch endpoint, or replace the one of that name."""
     endpoint = load.load_batch_endpoint(source(file), params_override=overrides(changes, name=name))
-    with progress_on_stderr():
+    with without_progress():
         return printed(client.batch_endpoints.begin_create_or_update(endpoint).result())
 
 
@@ -50,7 +50,7 @@ def batch_endpoint_update(
     for path, value in [*in_file.items(), *map(split_change, changes or [])]:
         if path not in ("$schema", "name"):
             set_property(endpoint, path, value)
-    with progress_on_stderr():
+    with without_progress():
         return printed(client.batch_endpoints.begin_create_or_update(endpoint).result())
 
 
@@ -66,7 +66,7 @@ def batch_endpoint_list(client: MLClient) -> list[Printed]:
 
 def batch_endpoint_delete(client: MLClient, name: str) -> None:
     """Delete a batch endpoint and its deployments; its jobs stay."""
-    with progress_on_stderr():
+    with without_progress():
         client.batch_endpoints.begin_delete(name).result()
 
 
@@ -132,7 +132,7 @@ def batch_deployment_create(
     load_deployment = DEPLOYMENT_LOADERS.get(kind, load.load_batch_deployment)
     flags = {"name": name, "endpoint_name": endpoint_name}
     deployment = load_deployment(file, params_override=overrides(changes, **flags))
-    with progress_on_stderr():
+    with without_progress():
         created = client.batch_deployments.begin_create_or_update(
             deployment, skip_script_validation=skip_script_validation
         ).result()
@@ -155,5 +155,5 @@ def batch_deployment_list(client: MLClient, endpoint_name: str) -> list[Printed]
 
 def batch_deployment_delete(client: MLClient, name: str, endpoint_name: str) -> None:
     """Delete a deployment of a batch endpoint."""
-    with progress_on_stderr():
+    with without_progress():
         client.batch_deployments.begin_delete(name, endpoint_name).result()

@@ -11,7 +11,7 @@ from itertools import islice
 
 from azure.ai.ml import MLClient
 
-from local_workspace.az_ml import Printed, printed, progress_on_stderr
+from local_workspace.az_ml import Printed, printed, without_progress
 
 
 def job_show(client: MLClient, name: str, web: bool = False) -> Printed:
@@ -51,11 +51,11 @@ def job_download(
     all: bool = False,
 ) -> None:
     """Download an output of a finished job; its logs, when no output is named; or everything."""
-    with progress_on_stderr():
+    with without_progress():
         client.jobs.download(name, download_path=download_path, output_name=output_name, all=all)
 
 
 def job_cancel(client: MLClient, name: str) -> None:
     """Cancel a running job."""
-    with progress_on_stderr():
+    with without_progress():
         client.jobs.begin_cancel(name).result()

@@ -1,9 +1,9 @@
-"""What the verbs of `az ml` share: the client, the flags as the SDK takes them, entities as az prints them."""
+"""What the verbs of `az ml` share: the client, the flags as the SDK takes them, how entities are printed."""
 
 import contextlib
+import logging
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from azure.identity import DefaultAzureCredential
 from local_workspace.az_account import account_show
 
 Printed = dict[str, Any]
+
+# The SDK warns of classes of its own that its own code uses.
+logging.getLogger("azure.ai.ml._utils._experimental").setLevel(logging.ERROR)
 
 
 def open_workspace(arguments: dict[str, Any]) -> MLClient:
@@ -61,11 +64,9 @@ def set_property(target: Any, path: str, value: Any) -> None:
         setattr(target, name, value)
 
 
-@contextlib.contextmanager
-def progress_on_stderr() -> Iterator[None]:
-    """The SDK prints a dot per poll to stdout, where only the answer belongs."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+def without_progress() -> contextlib.redirect_stdout:
+    """The SDK prints a dot for each poll to stdout, where only the answer belongs."""
+    return contextlib.redirect_stdout(StringIO())
 
 
 def wire_value(value: Any) -> Any:
