@@ -6,10 +6,12 @@ Each run has a private folder with its own certificate authority; the folder goe
 import json
 import os
 import ssl
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from local_workspace import workspace
+from local_workspace.tokens import TENANT_ID
 
 PACKAGE = Path(__file__).parent
 LEAF, BUNDLE, VARIABLES, SUMMARY = "server.pem", "ca.pem", "environment.json", "summary.json"
@@ -85,6 +87,7 @@ def azure_variables(folder: Path, token_port: int, identity_header: str) -> dict
         "IDENTITY_ENDPOINT": f"https://localhost:{token_port}/msi/token",
         "IDENTITY_HEADER": identity_header,
         "AZURE_CONFIG_DIR": str(folder / "azure"),
+        "LOCAL_WORKSPACE_PYTHON": sys.executable,  # the Python that has the SDK: bin/az starts it
         "AZUREML_ARM_SUBSCRIPTION": workspace.SUBSCRIPTION_ID,
         "AZUREML_ARM_RESOURCEGROUP": workspace.RESOURCE_GROUP,
         "AZUREML_ARM_WORKSPACE_NAME": workspace.WORKSPACE_NAME,
@@ -93,11 +96,23 @@ def azure_variables(folder: Path, token_port: int, identity_header: str) -> dict
 
 
 def write_files(folder: Path) -> None:
-    """What the variables point at: wget's settings, and the defaults of `az` (group and workspace)."""
+    """What the variables point at: settings of wget, and the account and the defaults of `az`."""
     write_private(folder / "wgetrc", f"ca_certificate = {folder / BUNDLE}\n")
     (folder / "azure").mkdir(mode=0o700)
     defaults = f"[defaults]\ngroup = {workspace.RESOURCE_GROUP}\nworkspace = {workspace.WORKSPACE_NAME}\n"
     write_private(folder / "azure" / "config", defaults)
+    account = {
+        "id": workspace.SUBSCRIPTION_ID,
+        "name": "local workspace",
+        "state": "Enabled",
+        "isDefault": True,
+        "tenantId": TENANT_ID,
+        "homeTenantId": TENANT_ID,
+        "managedByTenants": [],
+        "environmentName": workspace.CLOUD,
+        "user": {"name": "local workspace", "type": "servicePrincipal"},
+    }
+    write_private(folder / "azure" / "azureProfile.json", json.dumps({"subscriptions": [account]}))
 
 
 def announce(folder: Path, variables: Mapping[str, str]) -> None:
