@@ -5,13 +5,17 @@ folder. Nothing else at that host is answered.
 """
 
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
+from local_workspace.errors import ServiceError, UserError
 from local_workspace.workspace import Call
+
+_making = threading.Lock()  # both downloads may come at once
 
 
 async def get_model(call: Call) -> FileResponse:
@@ -28,23 +32,24 @@ def _hand_out(samples: Path, name: str, folder: str) -> FileResponse:
     path, what = samples / name, "your own file"
     if not path.is_file():
         path, what = samples / "embedded" / name, "made from the embedded model and photos"
-    if not path.is_file():
-        _prepare(samples / "embedded")
-        _zip(path, samples / "embedded" / folder, keep_folder=folder == "model")
+        with _making:
+            _make(path, samples / "embedded" / folder)
     print(f"local workspace: {name} is {what}: {path}", file=sys.stderr, flush=True)
     return FileResponse(path, media_type="application/zip")
 
 
-def _prepare(folder: Path) -> None:
-    from local_workspace import samples  # imports what makes the model: only for a download
+def _make(path: Path, folder: Path) -> None:
+    if path.is_file():
+        return
+    from local_workspace.samples import prepare  # only for a download
 
-    folder.mkdir(parents=True, exist_ok=True)
-    samples.prepare(folder)
-
-
-def _zip(path: Path, folder: Path, *, keep_folder: bool) -> None:
-    start = folder.parent if keep_folder else folder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        prepare(path.parent)
+    except UserError as error:
+        raise ServiceError(500, "InternalServerError", f"{path.name}: {error.message}") from None
     unfinished = path.with_suffix(".part")
+    start = folder.parent if folder.name == "model" else folder
     with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
             archive.write(file, file.relative_to(start))

@@ -202,6 +202,8 @@ class Jobs:
 
     def _end(self, job: Job, status: str, error: dict[str, str] | None = None) -> None:
         self._log(job, f"{status.lower()}: {job['name']}" + (f": {error['message']}" if error else ""))
+        for run in (job["name"], job["child"]):
+            self.log_files(job, run)  # from here on they are read as files, by a download for example
         self._save(job | {"status": status, "error": error, "ended": now()})
 
     def _save(self, job: Job) -> None:
