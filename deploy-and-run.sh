@@ -96,11 +96,12 @@ explain_failure() {
     local folder="outputs/logs/$1" child
     child="$(scoring_job "$1" || true)"
     az ml job download --name "${child:-$1}" --download-path "$folder" > /dev/null 2>&1 || true
-    printf '\n' >&2
     if [ -d "$folder" ]; then
         show_cause "$folder" >&2 || true
+        complain "the job $1 ended as $2" "its logs are in $folder"
+    else
+        complain "the job $1 ended as $2" "its page: az ml job show --name $1 --web"
     fi
-    complain "the job $1 ended as $2" "its logs are in $folder; its page: az ml job show --name $1 --web"
 }
 
 # What the scoring script raised and the batch executor's summary; without either, the system's own log.

@@ -362,7 +362,7 @@ def test_a_failed_job_tells_what_the_scoring_script_raised(run: Run, environment
     assert result.returncode == 1
     assert "ValueError: not a photo" in result.stderr
     assert (
-        "error: the job job-1 ended as Failed\n\nhint: its logs are in outputs/logs/job-1;" in result.stderr
+        "error: the job job-1 ended as Failed\n\nhint: its logs are in outputs/logs/job-1\n" in result.stderr
     )
     assert not commands(environment, "ml job cancel")
     assert commands(environment)[-1] == "ml batch-endpoint delete --name my-endpoint --yes"
