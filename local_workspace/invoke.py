@@ -188,8 +188,9 @@ def list_endpoint_jobs(call: Call) -> Body:
 
 
 def job_tags(job: Job) -> dict[str, str]:
-    """The tag `azureml.batchrun` is what makes the SDK download the score of the scoring job."""
-    return {"azureml.batchrun": "true", "azureml.deploymentname": job["deployment"]["name"]}
+    """Without the tag `azureml.batchrun`, which would make the SDK put predictions.csv straight into the
+    download path: Microsoft's articles read named-outputs/score/predictions.csv."""
+    return {"azureml.deploymentname": job["deployment"]["name"]}
 
 
 def studio_url(call: Call, name: str) -> str:

@@ -20,7 +20,7 @@ def _find(call: Call, run: str) -> Job:
 
 
 def _run(call: Call, job: Job, run: str) -> Body:
-    """A run: the parent job, or the scoring job that it contains. Only the latter has an output."""
+    """A run: the parent job, or the scoring job that it contains. Both have the output."""
     is_child = run != job["name"]
     shown: dict[str, Any] = {
         "runId": run,
@@ -43,7 +43,7 @@ def _run(call: Call, job: Job, run: str) -> Body:
     if is_child:
         shown["parentRunId"] = job["name"]
         shown["compute"] = {"target": job["compute"], "targetType": "amlcompute"}
-    if is_child and job["status"] == "Completed":
+    if job["status"] == "Completed":
         shown["outputs"] = {"score": {"assetId": _output_id(job), "type": "uri_folder"}}
     return shown | _error(job)
 
