@@ -257,7 +257,7 @@ if ! unzip -tq model.zip > /dev/null 2>&1; then
     else
         curl --fail --location --silent --show-error -o model.zip.part "$MODEL_URL"
     fi
-    unzip -tq model.zip.part && mv model.zip.part model.zip
+    unzip -tq model.zip.part > /dev/null && mv model.zip.part model.zip
 fi
 unzip -oq model.zip
 # </download_model>
@@ -310,7 +310,7 @@ if ! unzip -tq imagenet-1000.zip > /dev/null 2>&1; then
     else
         curl --fail --location --silent --show-error -o imagenet-1000.zip.part "$DATA_URL"
     fi
-    unzip -tq imagenet-1000.zip.part && mv imagenet-1000.zip.part imagenet-1000.zip
+    unzip -tq imagenet-1000.zip.part > /dev/null && mv imagenet-1000.zip.part imagenet-1000.zip
 fi
 unzip -oq imagenet-1000.zip -d data
 # </download_sample_data>

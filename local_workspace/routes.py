@@ -81,7 +81,8 @@ TABLE: list[tuple[str, str, str, Handler]] = [
     ("HEAD", BLOB, "/{container}/{blob:path}", storage.get_blob),
     ("DELETE", BLOB, "/{container}/{blob:path}", storage.delete_blob),
     ("GET", SAMPLES, "/data/imagenet/model.zip", downloads.get_model),
-    ("GET", SAMPLES, "/data/imagenet-1000.zip", downloads.get_images),
+    ("GET", SAMPLES, "/data/imagenet/imagenet-1000.zip", downloads.get_images),  # the article's CLI script
+    ("GET", SAMPLES, "/data/imagenet-1000.zip", downloads.get_images),  # its text
 ]
 
 SELECTORS = ("restype", "comp")  # query parameters that choose an operation of storage
