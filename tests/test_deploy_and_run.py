@@ -437,7 +437,7 @@ def test_the_whole_flow_twice_in_the_local_workspace(folder: Path) -> None:
     results = [run_in_local_workspace(folder, "./deploy-and-run.sh") for _ in range(2)]
     for result in results:
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count("12 rows") == 2
+        assert result.stdout.count("\n12 rows\n") == 2  # of the two tables
         assert "n01.JPEG                                 1    0.500000  tench, Tinca tinca" in result.stdout
         assert "\nCompleted\n" in result.stdout
         assert " 0 refused" in result.stderr
