@@ -85,7 +85,8 @@ def run_command(connection: socket.socket, command: Callable[[list[str]], int]) 
         with suppress(BrokenPipeError):
             sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client leaves as soon as it has the exit code
-        connection.send(bytes([exit_code]))
+        with suppress(BrokenPipeError):
+            connection.send(bytes([exit_code]))
     except Exception:
         traceback.print_exc()
     finally:
@@ -115,6 +116,9 @@ def stop_without_client(connection: socket.socket) -> None:
     """The client sends nothing more: when reading ends, it was interrupted or killed."""
     with suppress(OSError):
         connection.recv(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(null, number)  # nobody waits for what it says now
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(STOP_GRACE)
     os._exit(130)
