@@ -30,28 +30,6 @@ stream_job_logs check_job_status start_batch_scoring_job_ht delete_endpoint
 """
 PROGRAMS = "bash awk cat cp dirname find grep mkdir mv od rm sed sleep sort tail tr unzip"
 
-# Answers what the script asks as the real az would, by the variables AZ_..., and writes the commands down.
-RECORDING_AZ = """#!/usr/bin/env bash
-echo "$*" >> "$AZ_COMMANDS"
-case "$*" in
-    "extension show"*) exit "${AZ_EXTENSION:-0}" ;;
-    "account show"*) exit "${AZ_ACCOUNT:-0}" ;;
-    "configure --list-defaults"*) printf '%b' "${AZ_DEFAULTS-group\\nworkspace\\n}" ;;
-    "ml batch-endpoint list"*) echo "${AZ_ENDPOINTS:-}" ;;
-    "ml batch-endpoint invoke"*) echo job-1 ;;
-    "ml batch-deployment create"*) exit "${AZ_DEPLOYMENT:-0}" ;;
-    "ml job stream"*) sleep "${AZ_SECONDS:-0}" ;;
-    "ml job show"*status*) echo "${AZ_STATUS:-Completed}" ;;
-    "ml job list"*) echo child-1 ;;
-    "ml job download"*--output-name*)
-        folder="${@: -1}${AZ_PLACE-/named-outputs/score}"
-        mkdir -p "$folder"
-        printf '%b' "$AZ_PREDICTIONS" > "$folder/predictions.csv" ;;
-    "ml job download"*)
-        mkdir -p "${@: -1}/artifacts/logs/user/error/node"
-        echo "ValueError: not a photo" > "${@: -1}/artifacts/logs/user/error/node/process000.txt" ;;
-esac
-"""
 PREDICTIONS = 'n02_b.JPEG 1 0.25\\n"a ""b"" c.JPEG" 2 5e-05\\nn01_a.JPEG 0 1.0\\n'
 LABELS = "background\ntench, Tinca tinca\ngoldfish\n"
 
@@ -104,7 +82,7 @@ def programs(tmp_path: Path) -> Path:
         found = shutil.which(name)
         assert found, name
         (folder / name).symlink_to(found)
-    write_program(folder, "az", RECORDING_AZ)
+    shutil.copy(ROOT / "tests/recording-az.sh", folder / "az")
     write_program(folder, "wget", '#!/usr/bin/env bash\necho "$*" >> wget-was-called\nexit 1\n')
     return folder
 
