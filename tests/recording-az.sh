@@ -12,10 +12,10 @@ case "$*" in
     "ml job show"*status*) echo "${AZ_STATUS:-Completed}" ;;
     "ml job list"*) echo child-1 ;;
     "ml job download"*--output-name*)
-        folder="${@: -1}${AZ_PLACE-/named-outputs/score}"
+        folder="${*: -1}${AZ_PLACE-/named-outputs/score}"
         mkdir -p "$folder"
         printf '%b' "$AZ_PREDICTIONS" > "$folder/predictions.csv" ;;
     "ml job download"*)
-        mkdir -p "${@: -1}/artifacts/logs/user/error/node"
-        echo "ValueError: not a photo" > "${@: -1}/artifacts/logs/user/error/node/process000.txt" ;;
+        mkdir -p "${*: -1}/artifacts/logs/user/error/node"
+        echo "ValueError: not a photo" > "${*: -1}/artifacts/logs/user/error/node/process000.txt" ;;
 esac

@@ -1,8 +1,5 @@
-"""deploy-and-run.sh: its snippets, what it asks for, its flow.
-
-Most of it runs against an az that only writes down what it is asked, which is quick; the last part runs in
-the local workspace.
-"""
+"""deploy-and-run.sh: its snippets, what it asks for, its flow: against an az that only writes down what it is
+asked, which is quick, and at the end in the local workspace."""
 
 import os
 import re
@@ -102,10 +99,8 @@ def run(folder: Path, environment: dict[str, str]) -> Run:
     """Run the script with the recording az; variables as keywords."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
-        command = ["bash", "./deploy-and-run.sh", *arguments]
-        return subprocess.run(
-            command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=60
-        )
+        command, env = ["bash", "./deploy-and-run.sh", *arguments], environment | variables
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
 
     return run
 
