@@ -65,7 +65,7 @@ def local_path(folder: Path, name: str) -> Path:
 
 def _file_name(segment: str) -> str:
     if segment.strip(".") == "":
-        return "%" + "".join(f"{ord(char):02X}" for char in segment)
+        return "%2E" * len(segment) or "%"
     return "".join(f"%{ord(char):02X}" if char in '\\:%"' or ord(char) < 32 else char for char in segment)
 
 

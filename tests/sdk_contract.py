@@ -16,7 +16,7 @@ from azure.ai.ml._restclient.dataset_dataplane import models as dataset
 from azure.ai.ml._restclient.runhistory import models as history
 
 # Answers that no generated model describes: the SDK reads these dicts itself.
-PLAIN = r"/metadata/endpoints|/msi/token|/discovery|.*/mfeOperationsStatus/.*|/mferp/.*|.*/batchEndpoints/[^/]+/jobs"
+PLAIN = r"/metadata/endpoints|/msi/token|/discovery|.*/mfeOperationsStatus/.*|.*/batchEndpoints/.+/jobs"
 W = r"/subscriptions/.+/workspaces/[^/]+"
 MODELS: dict[str, Any] = {
     W: arm.Workspace,

@@ -61,7 +61,7 @@ def run(mini_batch):
 FAILING = (
     "def init():\n    pass\n\n\ndef run(mini_batch):\n    raise RuntimeError('the weights do not fit')\n"
 )
-SLOW = "import time\n\n\ndef init():\n    pass\n\n\ndef run(mini_batch):\n    time.sleep(60)\n    return mini_batch\n"
+SLOW = FAILING.replace("raise RuntimeError('the weights do not fit')", "__import__('time').sleep(60)")
 PHOTOS = ["tench.JPEG", "great white.JPEG", "Österreich.JPEG", "dogs/beagle.JPEG", "dogs/basset.JPEG"]
 
 
@@ -240,9 +240,9 @@ def test_a_file_is_scored_with_the_settings_of_the_call(
         params_override=[{"output_file_name": "other.csv"}, {"mini_batch_size": 1}],
     )
     client.jobs.stream(job.name)
-    client.jobs.download(job.name, download_path=tmp_path)
+    client.jobs.download(job.name, download_path=tmp_path, output_name="score")
     assert job.name == f"file-{SUFFIX}"
-    assert (tmp_path / "other.csv").read_text() == "tench.JPEG 7 1\n"
+    assert [path.read_text() for path in tmp_path.rglob("other.csv")] == ["tench.JPEG 7 1\n"]
 
 
 @local_only
