@@ -67,7 +67,7 @@ class Server:
     async def _answer(self, request: Request) -> Response:
         host = _host(request)
         try:
-            found = routes.find(request.method, host, request.url.path, request.query_params)
+            found = routes.find(request.method, host, request.scope["path"], request.query_params)
             if found is None:
                 return self._refuse_route(request, host)
             handler, names = found
@@ -104,14 +104,15 @@ class Server:
         self.refused[what] += 1
 
     def _refuse_route(self, request: Request, host: str) -> Response:
-        what = f"{request.method} https://{request.url.netloc}{request.url.path}"
+        what = f"{request.method} https://{request.url.netloc}{request.scope['path']}"
         self.refuse(what)
         return error_response(
             host, ServiceError(501, "NotImplemented", f"The local workspace does not answer {what}. {SEE}")
         )
 
     def _write_log(self, request: Request, response: Response, seconds: float) -> None:
-        where = f"{request.url.hostname}{request.url.path}"
+        path = request.scope["path"]
+        where = f"{request.url.hostname}{path}"
         clock, took = time.strftime("%H:%M:%S"), f"{seconds * 1000:.0f} ms"
         print(clock, response.status_code, request.method, where, took, file=self._log, flush=True)
 
@@ -119,7 +120,7 @@ class Server:
         body = json.loads(bytes(response.body))
         line = {
             "method": request.method,
-            "path": request.url.path,
+            "path": request.scope["path"],
             "status": response.status_code,
             "body": body,
         }

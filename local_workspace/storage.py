@@ -136,6 +136,7 @@ async def list_blobs(call: Call) -> Response:
     root.set("ServiceEndpoint", f"https://{BLOB_HOST}/")
     root.set("ContainerName", call.names["container"])
     ElementTree.SubElement(root, "Prefix").text = prefix
+    ElementTree.SubElement(root, "MaxResults").text = str(limit)  # the client asks for the next page by it
     blobs = ElementTree.SubElement(root, "Blobs")
     for entry in entries:
         _add_entry(blobs, entry, "metadata" in query.get("include", ""))

@@ -60,7 +60,7 @@ class Call:
     @property
     def scope(self) -> str:
         """`/subscriptions/.../workspaces/NAME` as the client wrote it: the start of every id it gets back."""
-        path = re.search(r"/subscriptions/.+?/workspaces/[^/]+", self.request.url.path, re.IGNORECASE)
+        path = re.search(r"/subscriptions/.+?/workspaces/[^/]+", self.request.scope["path"], re.IGNORECASE)
         return path.group() if path else ""
 
 
