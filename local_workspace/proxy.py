@@ -15,7 +15,7 @@ HEAD_SECONDS = 30
 CHUNK = 256 << 10  # bytes
 REFUSAL = (
     b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
-    b"The local workspace lets nothing out of this machine. See the README: Differences from Azure.\n"
+    b"The local workspace lets nothing out of this machine. See the README: Differences from Azure Machine Learning.\n"
 )
 
 
@@ -27,7 +27,7 @@ async def start(listener: socket.socket, server_port: int, refuse: Callable[[str
     """`refuse` is told each host that was asked for and not let through."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError):
             try:
                 await _serve(reader, writer, server_port, refuse)
             finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -45,7 +46,10 @@ def serve(arguments: argparse.Namespace) -> int:
     record = arguments.record.resolve() if arguments.record else None
     options = server.Options(arguments.port, arguments.page_port, record, arguments.run_folder is not None)
     if arguments.run_folder is not None:
+        parent = os.getppid()
         server.serve(state, arguments.run_folder, options)
+        if os.getppid() != parent:  # `run` was killed, and cannot do it
+            shutil.rmtree(arguments.run_folder, ignore_errors=True)
         return 0
     with private_folder() as folder:
         server.serve(state, folder, options, lambda variables: _invite(state, folder, variables))

@@ -101,11 +101,16 @@ class Store:
         with self._lock:
             return self._database.execute(statement, values).fetchall()
 
+    def _change(self, statement: str, *values: str) -> bool:
+        """Whether the statement changed anything."""
+        with self._lock:
+            return self._database.execute(statement, values).rowcount > 0
+
     # Resources: a kind ("models"), a key that ignores case as ARM does ("imagenet-classifier/1"), a dict.
 
     def put(self, kind: str, key: str, value: dict[str, Any]) -> None:
         update = "ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value"
-        self._rows(f"INSERT INTO resources VALUES (?, ?, ?) {update}", kind, key, json.dumps(value))
+        self._change(f"INSERT INTO resources VALUES (?, ?, ?) {update}", kind, key, json.dumps(value))
 
     def get(self, kind: str, key: str) -> dict[str, Any] | None:
         rows = self._rows("SELECT value FROM resources WHERE kind = ? AND key = ?", kind, key)
@@ -120,8 +125,7 @@ class Store:
         return [value for _, value in self.items(kind, prefix)]
 
     def delete(self, kind: str, key: str) -> bool:
-        statement = "DELETE FROM resources WHERE kind = ? AND key = ? RETURNING key"
-        return bool(self._rows(statement, kind, key))
+        return self._change("DELETE FROM resources WHERE kind = ? AND key = ?", kind, key)
 
     def kinds(self) -> list[str]:
         return [kind for (kind,) in self._rows("SELECT DISTINCT kind FROM resources ORDER BY kind")]
@@ -130,7 +134,7 @@ class Store:
 
     def create_container(self, name: str) -> bool:
         """False when it is there already."""
-        return bool(self._rows("INSERT OR IGNORE INTO containers VALUES (?) RETURNING name", name))
+        return self._change("INSERT OR IGNORE INTO containers VALUES (?)", name)
 
     def has_container(self, name: str) -> bool:
         return bool(self._rows("SELECT 1 FROM containers WHERE name = ?", name))
@@ -157,11 +161,11 @@ class Store:
         update = "DO UPDATE SET file = excluded.file, properties = excluded.properties"
         file = path.relative_to(self.folder).as_posix()
         statement = f"INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (container, name) {update}"
-        self._rows(statement, container, name, file, json.dumps(properties))
+        self._change(statement, container, name, file, json.dumps(properties))
 
     def set_blob_properties(self, container: str, name: str, properties: dict[str, Any]) -> None:
         statement = "UPDATE blobs SET properties = ? WHERE container = ? AND name = ?"
-        self._rows(statement, json.dumps(properties), container, name)
+        self._change(statement, json.dumps(properties), container, name)
 
     def blob(self, container: str, name: str) -> Blob | None:
         statement = "SELECT name, file, properties FROM blobs WHERE container = ? AND name = ?"
@@ -182,7 +186,7 @@ class Store:
 
     def delete_blob(self, container: str, name: str) -> bool:
         deleted = self.blob(container, name)
-        self._rows("DELETE FROM blobs WHERE container = ? AND name = ?", container, name)
+        self._change("DELETE FROM blobs WHERE container = ? AND name = ?", container, name)
         self._drop_content(deleted)
         return deleted is not None
 
