@@ -14,9 +14,12 @@ from local_workspace.errors import UserError
 # verb: (module and function of the same name, what it does). A verb's module is imported when it is asked
 # for: the command line must start at once, whatever the other verbs need.
 VERBS = {
+    "run": "run a command in a local workspace, an Azure ML workspace on this machine",
     "samples": "prepare model/ and data/: an ImageNet model and photos, from packages",
     "score": "run a deployment's YAML over a folder of files",
+    "serve": "keep a local workspace until interrupted",
     "show": "print the labelled predictions of a run and draw a contact sheet",
+    "state": "list, export or delete what local workspaces have kept",
 }
 
 

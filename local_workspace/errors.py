@@ -1,4 +1,4 @@
-"""The error that a person can do something about."""
+"""The errors that a person, or a client of the local workspace, can do something about."""
 
 
 class UserError(Exception):
@@ -12,3 +12,13 @@ class UserError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class ServiceError(Exception):
+    """What Azure would answer with an error body: the HTTP status, Azure's error code, a message."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message

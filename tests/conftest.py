@@ -1,10 +1,95 @@
 """What more than one test file uses."""
 
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
-from local_workspace import samples
+from local_workspace import environment, samples
+
+ROOT = Path(__file__).parents[1]
+SCOPE = (
+    "/subscriptions/test_subscription/resourceGroups/group"
+    "/providers/Microsoft.MachineLearningServices/workspaces/shop"
+)
+
+
+class Served:
+    """`serve` in a process of its own, and calls to it that need no SDK."""
+
+    def __init__(self, state: Path, record: Path | None = None) -> None:
+        self.state = state
+        self.log = state.with_suffix(".log")
+        command = [sys.executable, "-m", "local_workspace", "serve", "--state", str(state)]
+        command += ["--record", str(record)] if record else []
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log)
+        self.folder = self._wait_until_ready()
+        variables = json.loads((self.folder / environment.VARIABLES).read_text())
+        self.environment = environment.child_environment(variables)
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.proxies = {"https": variables["HTTPS_PROXY"]}
+        self.session.verify = variables["REQUESTS_CA_BUNDLE"]
+        self.identity = (variables["IDENTITY_ENDPOINT"], variables["IDENTITY_HEADER"])
+
+    def _wait_until_ready(self) -> Path:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if announced := re.search(r"source (\S+)/activate", self.log.read_text()):
+                return Path(announced[1])
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def token(self) -> str:
+        address, secret = self.identity
+        answer = requests.get(
+            address,
+            params={"resource": "r"},
+            headers={"X-IDENTITY-HEADER": secret},
+            verify=self.session.verify,
+        )
+        return answer.json()["access_token"]
+
+    def call(self, method: str, path: str, host: str = "management", **options: Any) -> requests.Response:
+        """A call with a good token."""
+        headers = {"Authorization": f"Bearer {self.token()}"} | options.pop("headers", {})
+        return self.session.request(method, f"https://{host}.azureml.test{path}", headers=headers, **options)
+
+    def put(self, path: str, **properties: Any) -> requests.Response:
+        return self.call("PUT", f"{SCOPE}/{path}", json={"location": "local", "properties": properties})
+
+    def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        """A command in the environment of the workspace."""
+        options = {"cwd": ROOT, "text": True, "capture_output": True, "timeout": 120} | options
+        variables = self.environment | options.pop("env", {})
+        return subprocess.run([str(part) for part in command], env=variables, **options)
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        self.session.close()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One workspace for all tests that can share one. Its JSON answers are recorded for the contract test."""
+    folder = tmp_path_factory.mktemp("workspace")
+    os.environ["AZURE_CLIENT_SECRET"] = "a real one"  # what must not get into a run
+    workspace = Served(folder / "state", folder / "record.jsonl")
+    yield workspace
+    assert workspace.stop() == 0
+    assert not workspace.folder.exists()  # the secrets of the run are gone
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,104 @@
+"""`serve`: a local workspace that stays until it is interrupted. Its state is kept in one folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from local_workspace import environment
+from local_workspace.errors import UserError
+from local_workspace.store import is_state_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_workspace_arguments(parser)
+    parser.add_argument("--run-folder", type=Path, help=argparse.SUPPRESS)  # given by `run`
+
+
+def add_state_argument(parser: argparse.ArgumentParser) -> None:
+    default = Path(".local_workspace")
+    text = f"state folder (default: {default})"
+    parser.add_argument("--state", type=Path, default=default, metavar="DIR", help=text)
+
+
+def add_workspace_arguments(parser: argparse.ArgumentParser) -> None:
+    add_state_argument(parser)
+    parser.add_argument("--port", type=int, default=0, help="of the workspace (default: a free one)")
+    parser.add_argument("--page-port", type=int, default=0, help="of the job pages (default: a free one)")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write every JSON answer there, one a line"
+    )
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve until interrupted; for a person, print which file to `source` in another terminal."""
+    from local_workspace import server  # starlette and uvicorn: not for the other verbs
+
+    state = state_folder(arguments)
+    record = arguments.record.resolve() if arguments.record else None
+    options = server.Options(arguments.port, arguments.page_port, record, arguments.run_folder is not None)
+    if arguments.run_folder is not None:
+        parent = os.getppid()
+        server.serve(state, arguments.run_folder, options)
+        if os.getppid() != parent:  # `run` was killed, and cannot do it
+            shutil.rmtree(arguments.run_folder, ignore_errors=True)
+        return 0
+    with private_folder() as folder:
+        server.serve(state, folder, options, lambda variables: _invite(state, folder, variables))
+        print_summary(folder)
+    return 0
+
+
+def state_folder(arguments: argparse.Namespace) -> Path:
+    """The state folder, which ignores itself in git. A folder with other things in it is refused."""
+    folder = arguments.state.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    foreign = {path.name for path in folder.iterdir()} - {"samples", ".gitignore"}
+    if foreign and not is_state_folder(folder):
+        raise UserError(f"{folder} is not empty and no state folder", "name a new folder with --state DIR")
+    if not (folder / ".gitignore").exists():
+        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """For the secrets of one run: readable by its owner only, gone when the run ends."""
+    folder = Path(tempfile.mkdtemp(prefix="local-workspace-"))  # mode 0700
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _invite(state: Path, folder: Path, variables: Mapping[str, str]) -> None:
+    """A file for other terminals, so that their commands find this workspace."""
+    dropped = " ".join(sorted(environment.dropped_names()))
+    lines = [f"unset {dropped}"] if dropped else []
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    lines.append(f'export PATH={shlex.quote(str(environment.PACKAGE / "bin"))}:"$PATH"')
+    environment.write_private(folder / "activate", "\n".join(lines) + "\n")
+    print(f"local workspace: state in {state}\n\n    source {folder}/activate\n", file=sys.stderr, flush=True)
+
+
+def print_summary(folder: Path) -> None:
+    path = folder / environment.SUMMARY
+    if not path.is_file():
+        print("local workspace: the server ended without a word", file=sys.stderr)
+        return
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    refused = summary["refused"]
+    line = f"local workspace: {summary['answered']} requests answered, {sum(refused.values())} refused"
+    if refused:
+        line += ": " + ", ".join(f"{what} ({count})" for what, count in refused.items())
+    for job in summary["unfinished_jobs"]:
+        line += f"; job {job} was not finished"
+    print(line, file=sys.stderr, flush=True)

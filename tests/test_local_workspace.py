@@ -1,0 +1,503 @@
+"""The local workspace as its clients see it: the unmodified SDK, plain HTTP calls, wrapped commands."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from conftest import ROOT, SCOPE, Served
+
+from local_workspace import environment, routes
+from local_workspace.invoke import place_of, seconds
+from local_workspace.store import Store, local_path
+
+RUN = [sys.executable, "-m", "local_workspace", "run"]
+VERIFIED = os.environ.get("AZURE_VERIFIED") == "1"
+
+
+def run(state: Path, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    options = {"cwd": ROOT, "text": True, "capture_output": True, "timeout": 60} | options
+    return subprocess.run([*RUN, "--state", str(state), "--", *command], **options)
+
+
+# The SDK, in processes of its own
+
+
+@pytest.fixture(scope="session")
+def flow(request: pytest.FixtureRequest) -> subprocess.CompletedProcess[str]:
+    """The flow's own tests: in the local workspace, or with AZURE_VERIFIED=1 in a real one."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "tests" / "sdk_flow.py"),
+    ]
+    if VERIFIED:
+        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=7200)
+    served = request.getfixturevalue("served")
+    done = served.run(*command)
+    assert "refused" not in served.log.read_text()  # the flow asks for nothing that is not answered
+    return done
+
+
+def test_the_whole_flow_through_the_sdk(flow: subprocess.CompletedProcess[str]) -> None:
+    assert flow.returncode == 0, flow.stdout + flow.stderr
+    assert " passed" in flow.stdout
+
+
+@pytest.mark.skipif(VERIFIED, reason="nothing is recorded from Azure")
+def test_every_answer_fits_the_models_of_the_sdk(
+    served: Served, flow: subprocess.CompletedProcess[str]
+) -> None:
+    record = str(served.state.parent / "record.jsonl")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/sdk_contract.py"]
+    contract = served.run(*command, env={"RECORD": record})
+    assert contract.returncode == 0, contract.stdout
+
+
+DEFAULT_ROUTING = """
+from azure.ai.ml import Input, MLClient
+from azure.identity import DefaultAzureCredential
+from azure.core.exceptions import HttpResponseError
+
+client = MLClient(DefaultAzureCredential(), "test_subscription", "group", "shop")
+data = Input(type="uri_folder", path="azureml://datastores/workspaceblobstore/paths/photos")
+for endpoint in ("routed", "unrouted"):
+    try:
+        job = client.batch_endpoints.invoke(endpoint_name=endpoint, input=data)
+        print(endpoint, client.batch_endpoints.get(endpoint).defaults.deployment_name)
+    except HttpResponseError as error:
+        print(endpoint, error.status_code, repr(error.message))
+"""
+
+
+def test_a_fresh_process_is_routed_to_the_default_deployment(served: Served) -> None:
+    make_deployment(served, "routed")
+    assert served.put("batchEndpoints/unrouted").status_code == 201
+    asked = served.run(sys.executable, "-c", DEFAULT_ROUTING)
+    assert "\nrouted main\n" in "\n" + asked.stdout, asked.stderr
+    assert "\nunrouted 400" in asked.stdout and "No valid deployments to route to" in asked.stdout
+
+
+# Deployments and jobs, made without the SDK
+
+SCRIPT = (
+    "def init():\n    pass\n\n\ndef run(mini_batch):\n    return [f'{path} {WORD}' for path in mini_batch]\n"
+)
+SLOW = "import time\n\n\ndef init():\n    print('started', flush=True)\n    time.sleep(60)\n"
+
+
+def upload(served: Served, container: str, name: str, content: bytes) -> None:
+    secrets = served.call("POST", f"{SCOPE}/datastores/workspaceblobstore/listSecrets")
+    address = f"https://localworkspace.blob.azureml.test/{container}/{name}?{secrets.json()['sasToken']}"
+    assert (
+        served.session.put(address, data=content, headers={"x-ms-blob-type": "BlockBlob"}).status_code == 201
+    )
+
+
+def make_deployment(
+    served: Served, endpoint: str, script: str = SCRIPT, **properties: Any
+) -> requests.Response:
+    """An endpoint with a default deployment `main`, and two photos to score."""
+    upload(served, "workspaceblobstore", f"{endpoint}/model/weights", b"7")
+    upload(served, "workspaceblobstore", f"{endpoint}/code/driver.py", script.encode())
+    for photo in ("tench.JPEG", "great%20white.JPEG"):
+        upload(served, "workspaceblobstore", f"photos/{photo}", b"photo")
+    at = "azureml://datastores/workspaceblobstore/paths"
+    served.put(f"models/{endpoint}/versions/1", modelUri=f"{at}/{endpoint}/model", modelType="custom_model")
+    code = f"https://localworkspace.blob.azureml.test/workspaceblobstore/{endpoint}/code"
+    served.put(f"codes/{endpoint}/versions/1", codeUri=code)
+    served.put(f"environments/{endpoint}/versions/1", image="python")
+    served.put("computes/cluster", computeType="AmlCompute", properties={"vmSize": "S"})
+    served.put(f"batchEndpoints/{endpoint}")
+    named = {
+        "model": {"referenceType": "Id", "assetId": f"{SCOPE}/models/{endpoint}/versions/1"},
+        "environmentId": f"{SCOPE}/environments/{endpoint}/versions/1",
+        "codeConfiguration": {"codeId": f"{SCOPE}/codes/{endpoint}/versions/1", "scoringScript": "driver.py"},
+        "compute": f"{SCOPE}/computes/cluster",
+    }
+    answer = served.put(f"batchEndpoints/{endpoint}/deployments/main", **(named | properties))
+    if answer.ok:
+        served.put(f"batchEndpoints/{endpoint}", defaults={"deploymentName": "main"})
+    return answer
+
+
+def invoke(served: Served, endpoint: str, **properties: Any) -> requests.Response:
+    uri = "azureml://datastores/workspaceblobstore/paths/photos"
+    properties = {"inputData": {"UriFolder": {"jobInputType": "UriFolder", "uri": uri}}} | properties
+    body = {"properties": properties}
+    return served.call("POST", f"{SCOPE}/batchEndpoints/{endpoint}/jobs", host="api", json=body)
+
+
+def wait_for(served: Served, job: str, *statuses: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        details = served.call("GET", f"/history/v1.0{SCOPE}/runs/{job}/details", host="api").json()
+        if details["status"] in statuses:
+            return details
+        time.sleep(0.1)
+    raise AssertionError(details)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"model": {"assetId": f"{SCOPE}/models/gone/versions/1"}}, "model"),
+        ({"environmentId": f"{SCOPE}/environments/gone/versions/1"}, "environment"),
+        ({"codeConfiguration": {"codeId": "gone", "scoringScript": "x.py"}}, "code"),
+        ({"compute": f"{SCOPE}/computes/gone"}, "compute"),
+    ],
+)
+def test_a_deployment_names_only_what_exists(served: Served, changed: dict[str, Any], what: str) -> None:
+    answer = make_deployment(served, "incomplete", **changed)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "UserError"
+    assert f"a {what} that does not exist" in answer.json()["error"]["message"].replace("an ", "a ")
+
+
+def test_a_deployment_has_the_defaults_of_the_service(served: Served) -> None:
+    properties = make_deployment(served, "sparse").json()["properties"]
+    assert (properties["miniBatchSize"], properties["errorThreshold"]) == (10, -1)
+    assert properties["retrySettings"] == {"maxRetries": 3, "timeout": "PT30S"}
+
+
+def test_names_ignore_case_and_keep_the_one_they_were_made_with(served: Served) -> None:
+    make_deployment(served, "CamelCase")
+    shown = served.call("GET", SCOPE.upper() + "/BATCHENDPOINTS/camelcase").json()
+    assert shown["name"] == "CamelCase"
+    assert served.call("DELETE", f"{SCOPE}/batchEndpoints/camelCASE").status_code == 202
+    assert served.call("GET", f"{SCOPE}/batchEndpoints/CamelCase").status_code == 404
+    assert served.call("DELETE", f"{SCOPE}/batchEndpoints/camelCASE").status_code == 204
+
+
+@pytest.mark.parametrize(
+    "path", ["batchEndpoints/1st", "batchEndpoints/x", "batchEndpoints/a_b", "computes/-"]
+)
+def test_names_that_break_the_rules_are_refused(served: Served, path: str) -> None:
+    assert served.put(path, computeType="AmlCompute").status_code == 400
+
+
+def test_a_version_that_exists_keeps_its_content(served: Served) -> None:
+    path = "data/fixed/versions/1"
+    assert served.put(path, dataType="uri_file", dataUri="a").status_code == 201
+    assert served.put(path, dataType="uri_file", dataUri="a", description="new").status_code == 200
+    assert served.put(path, dataType="uri_file", dataUri="b").status_code == 409
+
+
+def test_a_job_says_why_it_failed(served: Served) -> None:
+    make_deployment(served, "failing")  # WORD is not set
+    job = invoke(served, "failing").json()["name"]
+    details = wait_for(served, job, "Failed", "Completed")
+    assert "WORD" in details["error"]["error"]["message"]
+    log = served.session.get(details["logFiles"]["logs/azureml/executionlogs.txt"]).text
+    assert "WORD" in log
+
+
+def test_the_output_goes_where_the_caller_says_and_only_once(served: Served) -> None:
+    make_deployment(served, "placed", SCRIPT.replace("{WORD}", "7"))
+    uri = "azureml://datastores/workspaceblobstore/paths/results/mine.csv"
+    outputs = {"outputData": {"score": {"jobOutputType": "UriFile", "uri": uri}}}
+    jobs = [invoke(served, "placed", **outputs).json()["name"] for _ in range(2)]
+    assert wait_for(served, jobs[0], "Completed", "Failed")["status"] == "Completed"
+    second = wait_for(served, jobs[1], "Completed", "Failed")
+    assert second["status"] == "Failed" and "exists already" in second["error"]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputData": {}}, "one data input"),
+        ({"inputData": {"x": {"jobInputType": "MLTable", "uri": "u"}}}, "uri_folder or uri_file"),
+        (
+            {"inputData": {"x": {"jobInputType": "UriFile", "uri": "https://example.com/x"}}},
+            "not in this workspace",
+        ),
+        ({"name": "../outside"}, "is not valid"),
+    ],
+)
+def test_an_input_that_cannot_be_scored_is_refused(
+    served: Served, changed: dict[str, Any], message: str
+) -> None:
+    make_deployment(served, "strict")
+    answer = invoke(served, "strict", **changed)
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """The state folder of a workspace that the test starts itself."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def start(own: Path) -> Iterator[Callable[[], Served]]:
+    started: list[Served] = []
+    yield lambda: started.append(Served(own)) or started[-1]
+    for workspace in started:
+        workspace.stop(signal.SIGKILL)
+
+
+def is_locked(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def test_a_killed_server_starts_again_with_its_state_and_a_reason_for_the_job(
+    own: Path, start: Callable[[], Served]
+) -> None:
+    first = start()
+    make_deployment(first, "slow", SLOW)
+    running, waiting = (invoke(first, "slow").json()["name"] for _ in range(2))
+    wait_for(first, running, "Running")
+    alive = own / "jobs" / running / "alive"
+    while not alive.is_file() or not alive.read_text().strip():
+        time.sleep(0.05)
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    shutil.rmtree(first.folder)
+    assert is_locked(alive)  # the executor goes on, without a server
+    second = start()
+    details = wait_for(second, running, "Failed")
+    assert "was stopped while this job ran" in details["error"]["error"]["message"]
+    assert second.call("GET", f"{SCOPE}/batchEndpoints/slow").json()["properties"]["defaults"]
+    wait_for(second, waiting, "Running")
+    assert not is_locked(alive)  # it has been ended
+    second.call("POST", f"{SCOPE}/jobs/{waiting}/cancel")
+    wait_for(second, waiting, "Canceled")
+    assert second.stop() == 0
+
+
+# Who may call, and what is answered
+
+
+@pytest.mark.parametrize(
+    ("authorization", "code"), [("", "AuthenticationFailed"), ("Bearer x.y.z", "InvalidAuthenticationToken")]
+)
+@pytest.mark.parametrize("host", ["management", "api"])
+def test_a_missing_or_wrong_token_is_refused(
+    served: Served, host: str, authorization: str, code: str
+) -> None:
+    path = SCOPE if host == "management" else f"/history/v1.0{SCOPE}/runs/x"
+    answer = served.call("GET", path, host=host, headers={"Authorization": authorization})
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == code
+
+
+def test_the_token_endpoint_wants_its_secret(served: Served) -> None:
+    answer = requests.get(
+        served.identity[0], headers={"X-IDENTITY-HEADER": "wrong"}, verify=served.session.verify
+    )
+    assert answer.status_code == 401
+
+
+def test_an_unknown_operation_is_named_and_points_to_the_readme(served: Served) -> None:
+    answer = served.call("GET", f"{SCOPE}/onlineEndpoints/nonexistent")
+    assert answer.status_code == 501
+    assert "README" in answer.json()["error"]["message"]
+    assert "refused GET https://management.azureml.test" in served.log.read_text()
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b"[]", 400), (b"x" * (5 << 20), 413)])
+def test_a_body_that_is_no_json_object_or_too_large_is_refused(
+    served: Served, body: bytes, status: int
+) -> None:
+    assert served.call("PUT", f"{SCOPE}/batchEndpoints/broken", data=body).status_code == status
+
+
+def test_every_line_of_the_table_can_be_reached() -> None:
+    for method, host, path, handler in routes.TABLE:
+        path = (
+            path.replace("{kind:asset}", "models")
+            .replace("{blob:path}", "a/b")
+            .replace("{", "")
+            .replace("}", "")
+        )
+        path, _, query = path.partition("?")
+        found = routes.find(method, host, path, dict(part.split("=") for part in query.split("&") if part))
+        assert found is not None and found[0] is handler, path
+
+
+def test_only_the_two_sample_downloads_are_answered(served: Served) -> None:
+    samples = served.state / "samples"
+    samples.mkdir(exist_ok=True)
+    (samples / "model.zip").write_bytes(b"mine")
+    url = "https://azuremlexampledata.blob.core.windows.net/data/"
+    download = ["curl", "--silent", "--show-error", "--fail", url + "imagenet/model.zip"]
+    assert served.run(*download).stdout == "mine"
+    assert "model.zip is your own file" in served.log.read_text()
+    assert served.session.get(url + "other.zip").status_code == 501
+
+
+# Nothing gets out
+
+LEAKS = {
+    "curl": ["curl", "--silent", "--max-time", "5", "https://curl.example.com/"],
+    "curl over http": ["curl", "--silent", "--fail", "--max-time", "5", "http://plain.example.com/"],
+    "wget": ["wget", "-q", "-t", "1", "-T", "5", "-O", "-", "https://wget.example.com/"],
+    "urllib": [
+        sys.executable,
+        "-c",
+        "import urllib.request as u; u.urlopen('https://urllib.example.com', timeout=5)",
+    ],
+    "requests": [
+        sys.executable,
+        "-c",
+        "import requests; requests.get('https://requests.example.com', timeout=5)",
+    ],
+    "Azure": [
+        sys.executable,
+        "-c",
+        "import requests; requests.get('https://management.azure.com', timeout=5)",
+    ],
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_no_other_host_is_reached(served: Served, leak: str) -> None:
+    command = LEAKS[leak]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not here")
+    host = next(part for part in " ".join(command).replace("'", "/").split("/") if ".com" in part)
+    assert served.run(*command).returncode != 0
+    assert f"refused {host}" in served.log.read_text().replace("GET http://", "")
+
+
+# run -- COMMAND
+
+
+def test_run_gives_the_command_its_own_environment_and_its_exit_code(own: Path) -> None:
+    """And leaves nothing behind. What the caller has of Azure does not get in."""
+    script = "cat; env; curl -s https://leak.example.com; exit 7"
+    caller = os.environ | {"AZURE_CLIENT_SECRET": "real", "https_proxy": "http://real", "KEPT": "yes"}
+    ran = run(own, "bash", "-c", script, input="from stdin\n", env=caller)
+    shown = dict(line.split("=", 1) for line in ran.stdout.splitlines() if "=" in line)
+    assert ran.returncode == 7
+    assert ran.stdout.startswith("from stdin\n")
+    assert "AZURE_CLIENT_SECRET" not in shown and "real" not in shown["https_proxy"]
+    assert shown["KEPT"] == "yes" and shown["PATH"].startswith(str(ROOT / "local_workspace" / "bin"))
+    last = ran.stderr.splitlines()[-1]
+    assert last == "local workspace: 0 requests answered, 1 refused: leak.example.com:443 (1)"
+    assert not Path(shown["AZURE_CONFIG_DIR"]).exists()
+
+
+def test_two_runs_side_by_side_do_not_meet(own: Path, served: Served) -> None:
+    script = "curl -s $ARM_CLOUD_METADATA_URL; "
+    script += "curl -s -o /dev/null -w '%{http_code}' -H \"X-IDENTITY-HEADER: $WRONG\" $IDENTITY_ENDPOINT"
+    ran = run(own, "bash", "-c", script, env=os.environ | {"WRONG": served.identity[1]})
+    assert '"name":"LocalWorkspace"' in ran.stdout and ran.stdout.endswith("401")
+
+
+def test_a_state_folder_has_one_workspace_at_a_time(served: Served) -> None:
+    refused = run(served.state, "true")
+    assert refused.returncode == 2
+    assert "in use by another local workspace" in refused.stderr and "--state" in refused.stderr
+
+
+def test_a_folder_with_other_things_in_it_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("precious")
+    assert run(tmp_path, "true").returncode == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+@pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), (str(ROOT / "LICENSE"), 126)])
+def test_a_command_that_cannot_start(own: Path, command: str, code: int) -> None:
+    assert run(own, command).returncode == code
+
+
+def test_a_signal_reaches_the_command_and_the_server_ends(own: Path) -> None:
+    script = "trap 'echo cleaned; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+    command = [*RUN, "--state", str(own), "--", "bash", "-c", script]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (5, "cleaned\n")
+    Store(own).close()  # nobody holds it
+
+
+def test_the_server_ends_with_a_run_that_is_killed(own: Path) -> None:
+    command = [*RUN, "--state", str(own), "--", "sh", "-c", "echo $AZURE_CONFIG_DIR; sleep 1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        secrets = Path(process.stdout.readline().strip()).parent
+        process.kill()
+    deadline = time.monotonic() + 20
+    while secrets.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not secrets.exists()
+    Store(own).close()  # nobody holds it
+
+
+def test_state_is_listed_exported_and_deleted(own: Path, tmp_path: Path) -> None:
+    store = Store(own)
+    store.put("models", "imagenet/1", {"a": 1})
+    for name in ("photos/tench.JPEG", "../../outside"):
+        content = store.new_file()
+        content.write_bytes(b"photo")
+        store.create_container("blobs")
+        store.put_blob("blobs", name, content, {})
+    store.close()
+
+    def state(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "local_workspace", "state", "--state", str(own), *arguments]
+        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+
+    assert "models imagenet/1" in state("list").stdout
+    assert state("export", str(tmp_path / "export")).returncode == 0
+    exported = tmp_path / "export"
+    assert json.loads((exported / "resources/models/imagenet/1.json").read_text()) == {"a": 1}
+    assert (exported / "blobs/blobs/photos/tench.JPEG").read_bytes() == b"photo"
+    assert (exported / "blobs/blobs/%2E%2E/%2E%2E/outside").is_file()
+    assert state("delete").returncode == 0
+    assert not own.exists()
+    assert state("list").returncode == 2
+
+
+# Small parts
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../x", "a/../../x", "/etc/passwd", "a//b", ".", "a\\..\\b", "\0", "C:x"]
+)
+def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
+    path = local_path(tmp_path, name)
+    assert path.resolve().is_relative_to(tmp_path) and path != tmp_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("inside")
+
+
+def test_durations_are_read() -> None:
+    assert [seconds(text) for text in ("PT5M", "PT30S", "P1DT1H", "PT0.5S")] == [300, 30, 90000, 1]
+
+
+def test_places_are_read() -> None:
+    place = {"container": "workspaceblobstore", "path": "a/b"}
+    scope = "subscriptions/s/resourcegroups/g/workspaces/w"
+    for start in ("azureml://", "azureml:/", f"azureml://{scope}/"):
+        assert place_of(f"{start}datastores/workspaceblobstore/paths/a/b/") == place
+    assert place_of("https://localworkspace.blob.azureml.test/c/a%20b") == {"container": "c", "path": "a b"}
+
+
+def test_the_files_of_a_run_are_private(served: Served) -> None:
+    assert served.folder.stat().st_mode & 0o777 == 0o700
+    files = [path for path in served.folder.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    assert not any("PRIVATE KEY" in path.read_text() for path in files)
+    assert environment.VARIABLES in [path.name for path in files]
