@@ -1,16 +1,22 @@
 # `make run` and `make test` install what they need into .venv first. PYTHON: 3.10 to 3.13.
 PYTHON ?= python3
 BIN := .venv/bin
-OUTPUTS := outputs
 
-.PHONY: run test lint clean
+.PHONY: run score test lint clean
 
+# The article's whole flow, in a local workspace: no Azure.
 run: .venv/installed
+	$(BIN)/python -m local_workspace run -- ./deploy-and-run.sh
+	$(BIN)/python -m local_workspace show named-outputs --data data --no-table
+	$(BIN)/python -m local_workspace show outputs/high-throughput/named-outputs --data data --no-table
+
+# Both deployments through the batch executor alone: no workspace, no az.
+score: .venv/installed
 	$(BIN)/python -m local_workspace samples
-	$(BIN)/python -m local_workspace score deployment-by-file.yml --data data --output $(OUTPUTS)/by-file --overwrite
-	$(BIN)/python -m local_workspace show $(OUTPUTS)/by-file --data data
-	$(BIN)/python -m local_workspace score deployment-by-batch.yml --data data --output $(OUTPUTS)/by-batch --overwrite
-	$(BIN)/python -m local_workspace show $(OUTPUTS)/by-batch --data data
+	$(BIN)/python -m local_workspace score deployment-by-file.yml --data data --output outputs/by-file --overwrite
+	$(BIN)/python -m local_workspace show outputs/by-file --data data
+	$(BIN)/python -m local_workspace score deployment-by-batch.yml --data data --output outputs/by-batch --overwrite
+	$(BIN)/python -m local_workspace show outputs/by-batch --data data
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest

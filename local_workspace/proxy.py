@@ -15,7 +15,8 @@ HEAD_SECONDS = 30
 CHUNK = 256 << 10  # bytes
 REFUSAL = (
     b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
-    b"The local workspace lets nothing out of this machine. See the README: Differences from Azure Machine Learning.\n"
+    b"The local workspace lets nothing out of this machine. "
+    b"See the README: Differences from Azure Machine Learning.\n"
 )
 
 

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder that was scored")
     parser.add_argument("--model", type=Path, default=Path("model"), metavar="DIR", help="default: model")
     parser.add_argument("--most", type=int, default=24, metavar="N", help="rows and pictures (default: 24)")
+    parser.add_argument("--no-table", action="store_true", help="draw the pictures only")
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -34,7 +35,8 @@ def show(arguments: argparse.Namespace) -> int:
     path = arguments.output / "score" / "predictions.csv"
     predictions = read_predictions(path, read_labels(arguments.model))
     some = predictions.head(arguments.most)
-    print_table(some, len(predictions))
+    if not arguments.no_table:
+        print_table(some, len(predictions))
     sheet = arguments.output / "predictions.png"
     draw_sheet(some, arguments.data).save(sheet)
     print(f"pictures: {sheet}")

@@ -271,7 +271,7 @@ def run(mini_batch):
     logging.info("2.jpg: nothing to see")
     logging.warning("12.jpg: truncated")
     logging.error("2.jpg: cannot\\nbe read")
-    return [(path, 1) for path in mini_batch if "2" not in path and "3" not in path]
+    return [(path, 1) for path in mini_batch if os.path.basename(path) in ("1.jpg", "4.jpg")]
 """
     names = ["1.jpg", "12.jpg", "2.jpg", "3.jpg", "4.jpg"]
     run = score(tmp_path, script, names, mini_batch_size=9)

@@ -164,7 +164,7 @@ class Settings:
     pass
 
 def init():
-    for name in ("errors", "store", "listing", "worker", "executor", "local_workspace"):
+    for name in ("errors", "store", "listing", "worker", "executor"):
         try:
             importlib.import_module(name)
         except ModuleNotFoundError:
@@ -175,7 +175,8 @@ def run(mini_batch):
     pickle.dumps(Settings())  # needs the script in sys.modules
     return [crop.SIDE + labels.LABELS]
 """)
-    monkeypatch.chdir(ROOT)  # where `import local_workspace` works
+    monkeypatch.chdir(ROOT / "local_workspace")  # where `import errors` works
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "local_workspace"))
     run = score(tmp_path, "", 1, ["--set", "code_configuration.scoring_script=scripts/score.py"])
     assert run.rows == ["1225"], run.stderr
 
