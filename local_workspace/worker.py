@@ -35,7 +35,8 @@ def main() -> None:
     arguments = parser().parse_args()
     for pipe in (arguments.orders, arguments.answers):
         os.set_inheritable(pipe, False)  # what the scoring script starts must not keep them open
-    threading.Thread(target=end_with_executor, args=[arguments.orders], daemon=True).start()
+    # A copy of its own: one that main() closes when the script exits would look like a hang-up.
+    threading.Thread(target=end_with_executor, args=[os.dup(arguments.orders)], daemon=True).start()
     messages = log_to(arguments.log, arguments.logging_level)
     append = arguments.output_action == "append_row"
 
