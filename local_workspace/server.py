@@ -33,7 +33,6 @@ JSON_LIMIT = 4 << 20  # bytes in one JSON body
 KEEP_ALIVE = 120  # seconds
 SEE = "See the README: Differences from Azure Machine Learning."
 
-
 Announce = Callable[[Mapping[str, str]], None]  # told the variables once the server is ready
 
 
@@ -92,9 +91,8 @@ class Server:
             return
         authorization = request.headers.get("authorization", "")
         if not authorization:
-            raise ServiceError(
-                401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing."
-            )
+            message = "Authentication failed. The 'Authorization' header is missing."
+            raise ServiceError(401, "AuthenticationFailed", message)
         if not self.workspace.keys.accepts_token(authorization):
             raise ServiceError(401, "InvalidAuthenticationToken", "The access token is invalid.")
 
@@ -106,9 +104,8 @@ class Server:
     def _refuse_route(self, request: Request, host: str) -> Response:
         what = f"{request.method} https://{request.url.netloc}{request.scope['path']}"
         self.refuse(what)
-        return error_response(
-            host, ServiceError(501, "NotImplemented", f"The local workspace does not answer {what}. {SEE}")
-        )
+        message = f"The local workspace does not answer {what}. {SEE}"
+        return error_response(host, ServiceError(501, "NotImplemented", message))
 
     def _write_log(self, request: Request, response: Response, seconds: float) -> None:
         path = request.scope["path"]
@@ -149,9 +146,8 @@ async def read_json(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(content) if content else {}
     except ValueError as error:
-        raise ServiceError(
-            400, "InvalidRequestContent", f"The request content is not valid JSON: {error}"
-        ) from None
+        message = f"The request content is not valid JSON: {error}"
+        raise ServiceError(400, "InvalidRequestContent", message) from None
     if not isinstance(body, dict):
         raise ServiceError(400, "InvalidRequestContent", "The request content is not a JSON object.")
     return body
@@ -165,9 +161,8 @@ def error_response(host: str, error: ServiceError) -> Response:
         return Response(text, error.status, headers, "application/xml")
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        {"error": {"code": error.code, "message": error.message, "details": []}}, error.status, headers
-    )
+    body = {"code": error.code, "message": error.message, "details": []}
+    return JSONResponse({"error": body}, error.status, headers)
 
 
 # Running it
@@ -188,7 +183,7 @@ def serve(state: Path, run_folder: Path, options: Options, announce: Announce = 
     workspace = _open(state, network, ports[1])
     server = Server(workspace, state / "access.log", options.record)
     http = [_http(server, tls), _http(server)]
-    loop = threading.Thread(target=lambda: asyncio.run(_run(http, listeners, server)))
+    loop = threading.Thread(target=_run, args=(http, listeners, server, stop))
     loop.start()
     variables = network | environment.azure_variables(run_folder, ports[0], workspace.keys.identity_header)
     environment.announce(run_folder, variables)
@@ -214,9 +209,9 @@ def _listen(port: int) -> socket.socket:
         listener.listen(128)
         return listener
     except OSError as error:
-        raise UserError(
-            f"port {port} of 127.0.0.1 is not free: {error.strerror}", "choose another --port"
-        ) from None
+        listener.close()
+        message = f"port {port} of 127.0.0.1 is not free: {error.strerror}"
+        raise UserError(message, "choose another one, or none") from None
 
 
 def _http(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
@@ -233,8 +228,17 @@ def _http(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-async def _run(http: list[uvicorn.Server], listeners: list[socket.socket], server: Server) -> None:
+def _run(
+    http: list[uvicorn.Server], listeners: list[socket.socket], server: Server, stop: threading.Event
+) -> None:
     """Outside the main thread, so that uvicorn leaves the signals alone."""
+    try:
+        asyncio.run(_answer(http, listeners, server))
+    finally:
+        stop.set()  # also where it fails
+
+
+async def _answer(http: list[uvicorn.Server], listeners: list[socket.socket], server: Server) -> None:
     relay = await proxy.start(listeners[2], listeners[0].getsockname()[1], server.refuse)
     await asyncio.gather(*(one.serve([listener]) for one, listener in zip(http, listeners[:2], strict=True)))
     relay.close()
