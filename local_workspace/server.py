@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import logging
 import signal
 import socket
 import ssl
@@ -51,7 +52,7 @@ class Server:
         self.workspace = workspace
         self.answered = 0
         self.refused: Counter[str] = Counter()
-        self._log = log.open("w", encoding="utf-8")
+        self.log = log.open("w", encoding="utf-8")
         self._record = record.open("w", encoding="utf-8") if record else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,10 +81,17 @@ class Server:
             return error_response(host, error)
         except ClientDisconnect:
             return Response(status_code=400)
-        except Exception:  # a fault of ours: the client gets an error body, the log the traceback
-            traceback.print_exc(file=self._log)
-            message = f"The local workspace failed; the traceback is in {self._log.name}"
-            return error_response(host, ServiceError(500, "InternalServerError", message))
+        except Exception as error:  # the client gets an error body, the log the traceback
+            traceback.print_exc(file=self.log)
+            return error_response(host, self._fault(request, error))
+
+    def _fault(self, request: Request, error: Exception) -> ServiceError:
+        """A body of another form than the handler expects, or a mistake of ours."""
+        if request.method in ("PUT", "POST") and isinstance(error, (AttributeError, KeyError, TypeError)):
+            message = f"The request content does not have the form that is expected: {error}"
+            return ServiceError(400, "InvalidRequestContent", message)
+        message = f"The local workspace failed; the traceback is in {self.log.name}"
+        return ServiceError(500, "InternalServerError", message)
 
     def _authorise(self, request: Request, host: str, handler: routes.Handler) -> None:
         """ARM and the data plane want the token of this run. Storage checks signatures itself."""
@@ -111,7 +119,7 @@ class Server:
         path = request.scope["path"]
         where = f"{request.url.hostname}{path}"
         clock, took = time.strftime("%H:%M:%S"), f"{seconds * 1000:.0f} ms"
-        print(clock, response.status_code, request.method, where, took, file=self._log, flush=True)
+        print(clock, response.status_code, request.method, where, took, file=self.log, flush=True)
 
     def _write_record(self, request: Request, response: Response) -> None:
         body = json.loads(bytes(response.body))
@@ -124,7 +132,7 @@ class Server:
         print(json.dumps(line), file=self._record, flush=True)
 
     def close(self) -> None:
-        self._log.close()
+        self.log.close()
         if self._record:
             self._record.close()
 
@@ -182,6 +190,7 @@ def serve(state: Path, run_folder: Path, options: Options, announce: Announce = 
     network = environment.network_variables(run_folder, ports[2])
     workspace = _open(state, network, ports[1])
     server = Server(workspace, state / "access.log", options.record)
+    logging.basicConfig(stream=server.log, level=logging.WARNING)  # what uvicorn has to say
     http = [_http(server, tls), _http(server)]
     loop = threading.Thread(target=_run, args=(http, listeners, server, stop))
     loop.start()
@@ -220,7 +229,7 @@ def _http(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
         ssl_context_factory=(lambda *_: tls) if tls else None,
         lifespan="off",
         access_log=False,
-        log_level="warning",
+        log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=2,

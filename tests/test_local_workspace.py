@@ -312,8 +312,11 @@ def test_an_unknown_operation_is_named_and_points_to_the_readme(served: Served) 
     assert "refused GET https://management.azureml.test" in served.log.read_text()
 
 
-@pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b"[]", 400), (b"x" * (5 << 20), 413)])
-def test_a_body_that_is_no_json_object_or_too_large_is_refused(
+BODIES = [(b"{", 400), (b"[]", 400), (b'{"properties": {"defaults": "main"}}', 400), (b"x" * (5 << 20), 413)]
+
+
+@pytest.mark.parametrize(("body", "status"), BODIES)
+def test_a_body_that_has_another_form_or_is_too_large_is_refused(
     served: Served, body: bytes, status: int
 ) -> None:
     assert served.call("PUT", f"{SCOPE}/batchEndpoints/broken", data=body).status_code == status
