@@ -130,8 +130,10 @@ class Jobs:
                 self._save(job)
             try:
                 status, error = self._run(job)
-            except (ServiceError, OSError) as problem:
-                status, error = "Failed", {"code": "UserError", "message": str(problem)}
+            except ServiceError as problem:
+                status, error = "Failed", {"code": problem.code, "message": problem.message}
+            except Exception as problem:  # whatever it is, the next job gets its turn
+                status, error = "Failed", {"code": "SystemError", "message": repr(problem)}
             with self._lock:
                 self._end(job, status, error)
 

@@ -13,6 +13,8 @@ from local_workspace.workspace import DOMAIN, SAMPLES_HOST
 HEAD_LIMIT = 64 << 10  # bytes
 HEAD_SECONDS = 30
 CHUNK = 256 << 10  # bytes
+# A tunnel ends with its client, with a client that says nothing or too much, or with the server.
+ENDED = (asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError, asyncio.CancelledError)
 REFUSAL = (
     b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
     b"The local workspace lets nothing out of this machine. "
@@ -28,7 +30,7 @@ async def start(listener: socket.socket, server_port: int, refuse: Callable[[str
     """`refuse` is told each host that was asked for and not let through."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError):
+        with suppress(OSError, *ENDED):
             try:
                 await _serve(reader, writer, server_port, refuse)
             finally:

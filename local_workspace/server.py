@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import logging
 import signal
 import socket
 import ssl
@@ -33,7 +34,6 @@ JSON_LIMIT = 4 << 20  # bytes in one JSON body
 KEEP_ALIVE = 120  # seconds
 SEE = "See the README: Differences from Azure Machine Learning."
 
-
 Announce = Callable[[Mapping[str, str]], None]  # told the variables once the server is ready
 
 
@@ -52,7 +52,7 @@ class Server:
         self.workspace = workspace
         self.answered = 0
         self.refused: Counter[str] = Counter()
-        self._log = log.open("w", encoding="utf-8")
+        self.log = log.open("w", encoding="utf-8")
         self._record = record.open("w", encoding="utf-8") if record else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,10 +81,17 @@ class Server:
             return error_response(host, error)
         except ClientDisconnect:
             return Response(status_code=400)
-        except Exception:  # a fault of ours: the client gets an error body, the log the traceback
-            traceback.print_exc(file=self._log)
-            message = f"The local workspace failed; the traceback is in {self._log.name}"
-            return error_response(host, ServiceError(500, "InternalServerError", message))
+        except Exception as error:  # the client gets an error body, the log the traceback
+            traceback.print_exc(file=self.log)
+            return error_response(host, self._fault(request, error))
+
+    def _fault(self, request: Request, error: Exception) -> ServiceError:
+        """A body of another form than the handler expects, or a mistake of ours."""
+        if request.method in ("PUT", "POST") and isinstance(error, (AttributeError, KeyError, TypeError)):
+            message = f"The request content does not have the form that is expected: {error}"
+            return ServiceError(400, "InvalidRequestContent", message)
+        message = f"The local workspace failed; the traceback is in {self.log.name}"
+        return ServiceError(500, "InternalServerError", message)
 
     def _authorise(self, request: Request, host: str, handler: routes.Handler) -> None:
         """ARM and the data plane want the token of this run. Storage checks signatures itself."""
@@ -92,9 +99,8 @@ class Server:
             return
         authorization = request.headers.get("authorization", "")
         if not authorization:
-            raise ServiceError(
-                401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing."
-            )
+            message = "Authentication failed. The 'Authorization' header is missing."
+            raise ServiceError(401, "AuthenticationFailed", message)
         if not self.workspace.keys.accepts_token(authorization):
             raise ServiceError(401, "InvalidAuthenticationToken", "The access token is invalid.")
 
@@ -106,15 +112,14 @@ class Server:
     def _refuse_route(self, request: Request, host: str) -> Response:
         what = f"{request.method} https://{request.url.netloc}{request.scope['path']}"
         self.refuse(what)
-        return error_response(
-            host, ServiceError(501, "NotImplemented", f"The local workspace does not answer {what}. {SEE}")
-        )
+        message = f"The local workspace does not answer {what}. {SEE}"
+        return error_response(host, ServiceError(501, "NotImplemented", message))
 
     def _write_log(self, request: Request, response: Response, seconds: float) -> None:
         path = request.scope["path"]
         where = f"{request.url.hostname}{path}"
         clock, took = time.strftime("%H:%M:%S"), f"{seconds * 1000:.0f} ms"
-        print(clock, response.status_code, request.method, where, took, file=self._log, flush=True)
+        print(clock, response.status_code, request.method, where, took, file=self.log, flush=True)
 
     def _write_record(self, request: Request, response: Response) -> None:
         body = json.loads(bytes(response.body))
@@ -127,7 +132,7 @@ class Server:
         print(json.dumps(line), file=self._record, flush=True)
 
     def close(self) -> None:
-        self._log.close()
+        self.log.close()
         if self._record:
             self._record.close()
 
@@ -149,9 +154,8 @@ async def read_json(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(content) if content else {}
     except ValueError as error:
-        raise ServiceError(
-            400, "InvalidRequestContent", f"The request content is not valid JSON: {error}"
-        ) from None
+        message = f"The request content is not valid JSON: {error}"
+        raise ServiceError(400, "InvalidRequestContent", message) from None
     if not isinstance(body, dict):
         raise ServiceError(400, "InvalidRequestContent", "The request content is not a JSON object.")
     return body
@@ -165,9 +169,8 @@ def error_response(host: str, error: ServiceError) -> Response:
         return Response(text, error.status, headers, "application/xml")
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        {"error": {"code": error.code, "message": error.message, "details": []}}, error.status, headers
-    )
+    body = {"code": error.code, "message": error.message, "details": []}
+    return JSONResponse({"error": body}, error.status, headers)
 
 
 # Running it
@@ -187,8 +190,9 @@ def serve(state: Path, run_folder: Path, options: Options, announce: Announce = 
     network = environment.network_variables(run_folder, ports[2])
     workspace = _open(state, network, ports[1])
     server = Server(workspace, state / "access.log", options.record)
+    logging.basicConfig(stream=server.log, level=logging.WARNING)  # what uvicorn has to say
     http = [_http(server, tls), _http(server)]
-    loop = threading.Thread(target=lambda: asyncio.run(_run(http, listeners, server)))
+    loop = threading.Thread(target=_run, args=(http, listeners, server, stop))
     loop.start()
     variables = network | environment.azure_variables(run_folder, ports[0], workspace.keys.identity_header)
     environment.announce(run_folder, variables)
@@ -214,9 +218,9 @@ def _listen(port: int) -> socket.socket:
         listener.listen(128)
         return listener
     except OSError as error:
-        raise UserError(
-            f"port {port} of 127.0.0.1 is not free: {error.strerror}", "choose another --port"
-        ) from None
+        listener.close()
+        message = f"port {port} of 127.0.0.1 is not free: {error.strerror}"
+        raise UserError(message, "choose another one, or none") from None
 
 
 def _http(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
@@ -225,7 +229,7 @@ def _http(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
         ssl_context_factory=(lambda *_: tls) if tls else None,
         lifespan="off",
         access_log=False,
-        log_level="warning",
+        log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=2,
@@ -233,8 +237,17 @@ def _http(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-async def _run(http: list[uvicorn.Server], listeners: list[socket.socket], server: Server) -> None:
+def _run(
+    http: list[uvicorn.Server], listeners: list[socket.socket], server: Server, stop: threading.Event
+) -> None:
     """Outside the main thread, so that uvicorn leaves the signals alone."""
+    try:
+        asyncio.run(_answer(http, listeners, server))
+    finally:
+        stop.set()  # also where it fails
+
+
+async def _answer(http: list[uvicorn.Server], listeners: list[socket.socket], server: Server) -> None:
     relay = await proxy.start(listeners[2], listeners[0].getsockname()[1], server.refuse)
     await asyncio.gather(*(one.serve([listener]) for one, listener in zip(http, listeners[:2], strict=True)))
     relay.close()

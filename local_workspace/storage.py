@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from local_workspace.errors import ServiceError
@@ -252,7 +253,7 @@ async def put_block_list(call: Call) -> Response:
     if not all(block.is_file() for block in blocks):
         raise ServiceError(400, "InvalidBlockList", "The specified block list is invalid.")
     path = call.store.new_file()
-    _join(blocks, path)
+    await run_in_threadpool(_join, blocks, path)
     return _store(call, path, _properties(call, ""), received_md5)
 
 

@@ -1,7 +1,6 @@
 """What more than one test file uses."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -85,7 +84,6 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One workspace for all tests that can share one. Its JSON answers are recorded for the contract test."""
     folder = tmp_path_factory.mktemp("workspace")
-    os.environ["AZURE_CLIENT_SECRET"] = "a real one"  # what must not get into a run
     workspace = Served(folder / "state", folder / "record.jsonl")
     yield workspace
     assert workspace.stop() == 0

@@ -96,7 +96,18 @@ def test_a_fresh_process_is_routed_to_the_default_deployment(served: Served) -> 
 SCRIPT = (
     "def init():\n    pass\n\n\ndef run(mini_batch):\n    return [f'{path} {WORD}' for path in mini_batch]\n"
 )
-SLOW = "import time\n\n\ndef init():\n    print('started', flush=True)\n    time.sleep(60)\n"
+SLOW = """
+import time
+
+
+def init():
+    print("started", flush=True)
+
+
+def run(mini_batch):
+    time.sleep(60)
+    return mini_batch
+"""
 
 
 def upload(served: Served, container: str, name: str, content: bytes) -> None:
@@ -203,6 +214,25 @@ def test_a_job_says_why_it_failed(served: Served) -> None:
     assert "WORD" in details["error"]["error"]["message"]
     log = served.session.get(details["logFiles"]["logs/azureml/executionlogs.txt"]).text
     assert "WORD" in log
+
+
+def test_logs_can_be_read_while_the_job_runs(served: Served) -> None:
+    """The parent's execution log, and of its scoring job what the scoring script has printed so far."""
+    make_deployment(served, "growing", SLOW)
+    job = invoke(served, "growing").json()["name"]
+    history = f"/history/v1.0{SCOPE}/runs"
+    wait_for(served, job, "Running")
+    (child,) = served.call("GET", f"{history}/{job}/children", host="api").json()["value"]
+    printed, deadline = "", time.monotonic() + 30
+    while "started" not in printed and time.monotonic() < deadline:
+        files = served.call("GET", f"{history}/{child['runId']}/details", host="api").json()["logFiles"]
+        printed = "".join(served.session.get(url).text for name, url in files.items() if "stdout" in name)
+        time.sleep(0.1)
+    parent = wait_for(served, job, "Running")
+    log = served.session.get(parent["logFiles"]["logs/azureml/executionlogs.txt"]).text
+    served.call("POST", f"{SCOPE}/jobs/{job}/cancel")
+    assert "started" in printed and "data: 2 file(s)" in log and "completed" not in log
+    wait_for(served, job, "Canceled")
 
 
 def test_the_output_goes_where_the_caller_says_and_only_once(served: Served) -> None:
@@ -312,8 +342,11 @@ def test_an_unknown_operation_is_named_and_points_to_the_readme(served: Served) 
     assert "refused GET https://management.azureml.test" in served.log.read_text()
 
 
-@pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b"[]", 400), (b"x" * (5 << 20), 413)])
-def test_a_body_that_is_no_json_object_or_too_large_is_refused(
+BODIES = [(b"{", 400), (b"[]", 400), (b'{"properties": {"defaults": "main"}}', 400), (b"x" * (5 << 20), 413)]
+
+
+@pytest.mark.parametrize(("body", "status"), BODIES)
+def test_a_body_that_has_another_form_or_is_too_large_is_refused(
     served: Served, body: bytes, status: int
 ) -> None:
     assert served.call("PUT", f"{SCOPE}/batchEndpoints/broken", data=body).status_code == status
