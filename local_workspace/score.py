@@ -26,6 +26,7 @@ from local_workspace.listing import list_input_files
 
 COMPLETED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 PLAIN_PROGRESS = 5  # seconds between two lines of progress where there is no terminal
+QUIET = 60  # seconds without progress until that is said
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,14 +202,14 @@ def progress(files: int) -> Iterator[Callable[[Counts], None]]:
 
 def plain_progress() -> Callable[[Counts], None]:
     begin = last = time.monotonic()
+    said = 0
 
     def show(counts: Counts) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= PLAIN_PROGRESS:
-            done = counts.succeeded + counts.failed
+        nonlocal last, said
+        now, done = time.monotonic(), counts.succeeded + counts.failed
+        if now - last >= (PLAIN_PROGRESS if done > said else QUIET):
             say(f"{done:,} of {counts.files:,} files, {done / (now - begin):.1f}/s, {counts.failed} failed")
-            last = now
+            last, said = now, done
 
     return show
 

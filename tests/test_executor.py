@@ -410,6 +410,20 @@ def run(mini_batch):
     assert all(0.2 <= float(row["seconds"]) < 1 for row in run.processed)
 
 
+def test_a_worker_that_waits_for_the_others_is_never_overdue(tmp_path: Path) -> None:
+    script = """
+def run(mini_batch):
+    if name(mini_batch) == "0.jpg":
+        time.sleep(0.6)
+        note("tried")
+        assert len(notes()) > 1
+    return mini_batch
+"""
+    run = score(tmp_path, script, 2, instance_count=2, retry_settings={"max_retries": 2, "timeout": 1})
+    assert [row["attempts"] for row in run.processed] == ["2", "1"]
+    assert "took longer" not in overview(run)
+
+
 @pytest.mark.parametrize(
     ("death", "reason"),
     [
