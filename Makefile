@@ -24,7 +24,7 @@ test: .venv/installed-test
 lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files -z '*.sh' .ci/run | xargs -0 $(BIN)/shellcheck
+	git ls-files -z '*.sh' .ci/run local_workspace/bin/az | xargs -0 $(BIN)/shellcheck
 
 clean:
 	rm -rf .venv .local_workspace outputs .pytest_cache .ruff_cache .hypothesis
