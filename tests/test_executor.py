@@ -431,6 +431,7 @@ def run(mini_batch):
         ("os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
         ("sys.exit()", "exit code 0"),
         ("os._exit(3)", "exit code 3"),
+        ("subprocess.Popen(['sleep', '60'], close_fds=False); os._exit(4)", "exit code 4"),
         ("os.closerange(3, 256); time.sleep(60)", "killed by SIGKILL"),
     ],
 )

@@ -465,6 +465,26 @@ def test_bad_input_is_exit_code_2_and_a_message(
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file, expected a deployment's YAML"),
+        ("name:\tclassifier", "not readable as YAML: while scanning for the next token found character"),
+        ("name: classifier\nmini_batch: 5", "unknown key mini_batch, expected one of: "),
+        ("name: [a]\ntype: model", "code_configuration is missing"),
+        ("type: pipeline", "type is 'pipeline', expected model"),
+    ],
+)
+def test_a_wrong_deployment_is_exit_code_2_and_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
+    deployment = tmp_path / "deployment.yml"
+    if text is not None:
+        deployment.write_text(text)
+    assert main(["score", str(deployment), "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {deployment}: {message}")
+
+
 def test_the_process_exits_with_the_code_and_shows_no_traceback(tmp_path: Path) -> None:
     write_deployment(tmp_path, "def run(mini_batch): return []", 1)
     (tmp_path / "empty").mkdir()

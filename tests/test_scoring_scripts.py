@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import struct
 import sys
 import zlib
@@ -258,6 +259,17 @@ def test_an_empty_result_is_an_empty_frame(script: ModuleType, tmp_path: Path) -
         assert len(frame) == 0
 
 
+def test_a_name_that_is_not_utf_8_gets_its_row(
+    script: ModuleType, coffee: Image.Image, tmp_path: Path
+) -> None:
+    paths = [os.fsdecode(bytes(tmp_path) + name) for name in (b"/caf\xe9.jpg", b"/caf\xe9.png")]
+    for path in paths:
+        coffee.save(path)
+    frame = script.run(paths)
+    assert list(frame["file"]) == [os.path.basename(path) for path in paths]
+    assert list(frame["class"]) == [ESPRESSO, ESPRESSO]
+
+
 # --- settings
 
 
@@ -296,13 +308,16 @@ def test_mixed_precision_gives_the_same_labels(
     assert np.allclose(mixed["probability"], exact["probability"], atol=0.05)
 
 
-@pytest.mark.parametrize("variable", ["IMAGE_FIT", "MIXED_PRECISION"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [(name, variable, "2") for name in NAMES for variable in ("IMAGE_FIT", "MIXED_PRECISION")]
+    + [("score-by-batch", "DEVICE_BATCH_SIZE", "0")],
+)
 def test_a_wrong_setting_is_named(
-    name: str, variable: str, samples_folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, variable: str, value: str, samples_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = {"AZUREML_MODEL_DIR": str(samples_folder), variable: "maybe"}
-    with pytest.raises(ValueError, match=f"{variable}='maybe', expected"):
+    environment = {"AZUREML_MODEL_DIR": str(samples_folder), variable: value}
+    with pytest.raises(ValueError, match=f"{variable}='?{value}'?, expected"):
         load(name, environment, monkeypatch)
 
 

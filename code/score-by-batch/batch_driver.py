@@ -45,6 +45,8 @@ def init() -> None:
     global classify, image_size, paths, dataset
     if IMAGE_FIT not in ("crop", "stretch") or MIXED_PRECISION not in ("0", "1"):
         raise ValueError(f"{IMAGE_FIT=}, expected crop or stretch; {MIXED_PRECISION=}, expected 0 or 1")
+    if DEVICE_BATCH_SIZE < 1:
+        raise ValueError(f"{DEVICE_BATCH_SIZE=}, expected at least 1")
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -77,7 +79,8 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
     Returns file (its name), class (index of the highest score) and probability: a row for each image that
     could be scored, in the order given. Any other is logged and left out: Azure ML counts it as failed.
     """
-    paths.assign(tf.constant(mini_batch, tf.string, shape=(len(mini_batch),)))
+    encoded = [os.fsencode(path) for path in mini_batch]  # a name need not be UTF-8
+    paths.assign(tf.constant(encoded, tf.string, shape=(len(encoded),)))
     scored = {}  # position in the mini-batch: class, probability
     for positions, images in dataset:
         scored.update(zip(positions.numpy(), score(images)))
