@@ -195,7 +195,7 @@ def job_tags(job: Job) -> dict[str, str]:
 
 def studio_url(call: Call, name: str) -> str:
     """The SDK appends `&tid=...`, so there has to be a query."""
-    return f"{call.workspace.page_url}/jobs/{name}?wsid={call.scope}"
+    return f"{call.workspace.page_address(f'/jobs/{name}')}&wsid={call.scope}"
 
 
 def _arm_job(call: Call, job: Job) -> Body:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from local_workspace import arm, assets, downloads, endpoints, invoke, run_history, storage
+from local_workspace import arm, assets, downloads, endpoints, invoke, page, run_history, storage
 from local_workspace.workspace import API_HOST, BLOB_HOST, MANAGEMENT_HOST, SAMPLES_HOST, Call
 
 Handler = Callable[[Call], Any]  # gives a Response, or what becomes JSON; may be `async`
 
 LOOPBACK = "localhost"
 PAGE = "page"  # plain http on loopback, for a browser
-PUBLIC = (arm.get_metadata, arm.get_discovery)  # read by clients before they have a token
+PUBLIC = (arm.get_metadata, arm.get_discovery, page.get_icon)  # read before there is a token, or a key
 
 SUBSCRIPTION = "/subscriptions/{subscription}"
 AT = SUBSCRIPTION + "/providers/Microsoft.MachineLearningServices/locations/{location}"
@@ -83,6 +83,10 @@ TABLE: list[tuple[str, str, str, Handler]] = [
     ("GET", SAMPLES, "/data/imagenet/model.zip", downloads.get_model),
     ("GET", SAMPLES, "/data/imagenet/imagenet-1000.zip", downloads.get_images),  # the article's CLI script
     ("GET", SAMPLES, "/data/imagenet-1000.zip", downloads.get_images),  # its text
+    ("GET", PAGE, "/", page.show_jobs),
+    ("GET", PAGE, "/jobs/{job}", page.show_job),
+    ("GET", PAGE, "/jobs/{job}/pictures/{row}", page.get_picture),
+    ("GET", PAGE, "/favicon.ico", page.get_icon),
 ]
 
 SELECTORS = ("restype", "comp")  # query parameters that choose an operation of storage

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from local_workspace.arm import Body
-from local_workspace.invoke import job_tags
+from local_workspace.invoke import job_tags, studio_url
 from local_workspace.jobs import LOG_CONTAINER, TERMINAL, Job
 from local_workspace.workspace import BLOB_HOST, DATASTORES, Call, not_found
 
@@ -35,7 +35,7 @@ def _run(call: Call, job: Job, run: str) -> Body:
         "experimentId": job["experiment"],
         "tags": {} if is_child else job_tags(job),
         "properties": {},
-        "services": {},
+        "services": {"Studio": {"type": "Studio", "endpoint": studio_url(call, run)}},
         "target": job["compute"],
         "inputs": {},
         "outputs": {},

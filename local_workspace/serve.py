@@ -86,7 +86,9 @@ def _invite(state: Path, folder: Path, variables: Mapping[str, str]) -> None:
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     lines.append(f'export PATH={shlex.quote(str(environment.PACKAGE / "bin"))}:"$PATH"')
     environment.write_private(folder / "activate", "\n".join(lines) + "\n")
-    print(f"local workspace: state in {state}\n\n    source {folder}/activate\n", file=sys.stderr, flush=True)
+    jobs = variables["LOCAL_WORKSPACE_PAGE"]
+    print(f"local workspace: state in {state}\njobs: {jobs}\n", file=sys.stderr)
+    print(f"    source {folder}/activate\n", file=sys.stderr, flush=True)
 
 
 def print_summary(folder: Path) -> None:

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from local_workspace import environment, proxy, routes
+from local_workspace import environment, page, proxy, routes
 from local_workspace.errors import ServiceError, UserError
 from local_workspace.jobs import Jobs
 from local_workspace.store import Store
@@ -94,7 +94,9 @@ class Server:
         return ServiceError(500, "InternalServerError", message)
 
     def _authorise(self, request: Request, host: str, handler: routes.Handler) -> None:
-        """ARM and the data plane want the token of this run. Storage checks signatures itself."""
+        """ARM and the data plane want the token of this run, pages its key. Storage checks signatures."""
+        if host == routes.PAGE and handler not in routes.PUBLIC:
+            page.authorise(self.workspace.keys, request)
         if host not in (MANAGEMENT_HOST, API_HOST) or handler in routes.PUBLIC:
             return
         authorization = request.headers.get("authorization", "")
@@ -162,7 +164,9 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 def error_response(host: str, error: ServiceError) -> Response:
-    """The error body of ARM, or that of storage."""
+    """The error body of ARM, that of storage, or a text for a person."""
+    if host == routes.PAGE:
+        return page.error_response(error)
     headers = {"x-ms-error-code": error.code}
     if host == BLOB_HOST:
         text = f"<Error><Code>{error.code}</Code><Message>{escape(error.message)}</Message></Error>"
@@ -195,6 +199,7 @@ def serve(state: Path, run_folder: Path, options: Options, announce: Announce = 
     loop = threading.Thread(target=_run, args=(http, listeners, server, stop))
     loop.start()
     variables = network | environment.azure_variables(run_folder, ports[0], workspace.keys.identity_header)
+    variables["LOCAL_WORKSPACE_PAGE"] = workspace.page_address()
     environment.announce(run_folder, variables)
     announce(variables)
     stop.wait()

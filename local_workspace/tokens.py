@@ -20,6 +20,7 @@ class Keys:
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
         self.identity_header = secrets.token_urlsafe(32)  # what the token endpoint asks for
+        self.page_key = secrets.token_urlsafe(32)  # in the address of every page
 
     def access_token(self, resource: str) -> dict[str, str]:
         """The answer of a managed identity's token endpoint (App Service, api-version 2019-08-01).
@@ -42,6 +43,9 @@ class Keys:
             "resource": resource,
             "token_type": "Bearer",
         }
+
+    def accepts_page_key(self, key: str) -> bool:
+        return hmac.compare_digest(key.encode(), self.page_key.encode())
 
     def accepts_token(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")

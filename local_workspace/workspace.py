@@ -43,6 +43,10 @@ class Workspace:
     page_url: str  # where a person looks at a job; no client of Azure goes there
     operations: dict[str, int] = field(default_factory=dict)  # long-running ones: polls that are left
 
+    def page_address(self, path: str = "/") -> str:
+        """An address that lets its holder see the pages of this run (page.py)."""
+        return f"{self.page_url}{path}?key={self.keys.page_key}"
+
 
 @dataclass
 class Call:
