@@ -191,13 +191,18 @@ def run(mini_batch):
     assert len(run.notes) == 2
 
 
-def test_run_gets_a_list_of_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "def run(mini_batch): note(repr(mini_batch)); mini_batch.clear(); return ['a', 'b']"
+def test_run_gets_a_list_of_absolute_paths_that_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "def run(mini_batch): note(repr(mini_batch)); mini_batch.clear(); return ['row']"
     deployment = write_deployment(tmp_path, script, 3, mini_batch_size=2)
     monkeypatch.chdir(tmp_path)
     assert main(["score", str(deployment), "--data", "data", "--output", "output"]) == 0
     data = str(tmp_path / "data")
     assert read_notes(tmp_path) == [repr([f"{data}/0.jpg", f"{data}/1.jpg"]), repr([f"{data}/2.jpg"])]
+    assert Run(0, tmp_path, "", "").summary["failed"] == 1, (
+        "by the files there were, not what is left of them"
+    )
 
 
 def test_each_kind_of_result_gives_its_exact_bytes(tmp_path: Path) -> None:
@@ -207,7 +212,8 @@ import numpy, pandas
 def run(mini_batch):
     return {
         "array": numpy.array([1.5, 2]),
-        "empty": pandas.DataFrame(columns=["file"]),
+        "columns": pandas.DataFrame(columns=["file"]),
+        "empty": pandas.DataFrame(),
         "frame": pandas.DataFrame({
             "file": ["plain.jpg", "a b.jpg", 'say "hi".jpg', "two\\nlines.jpg", "r\\udce9sum\\udce9.jpg"],
             "class": [0, 1, 2, 3, 4],
@@ -218,7 +224,7 @@ def run(mini_batch):
         "zero": [],
     }[name(mini_batch)]
 """
-    run = score(tmp_path, script, ["array", "empty", "frame", "list", "tuple", "zero"])
+    run = score(tmp_path, script, ["array", "columns", "empty", "frame", "list", "tuple", "zero"])
     assert run.predictions == (
         b"1.5\n2.0\n"
         b'plain.jpg 0 0.5\n"a b.jpg" 1 0.3333333333333333\n"say ""hi"".jpg" 2 \n'
@@ -226,7 +232,7 @@ def run(mini_batch):
         b"text, with a comma\n7\n0.25\nNone\n('a', 1)\n{'b': [2]}\n"
         b"a b\nb'c'\n"
     )
-    assert run.failed.keys() == {"empty", "zero"}
+    assert run.failed.keys() == {"columns", "empty", "zero"}
     columns = ["file", "class", "probability"]  # as the article reads it
     (tmp_path / "frame.csv").write_bytes(b"".join(run.predictions.splitlines(keepends=True)[2:7]))
     read = pd.read_csv(tmp_path / "frame.csv", sep=" ", names=columns)
@@ -283,6 +289,18 @@ def run(mini_batch):
     assert [run.summary[key] for key in ("files", "succeeded", "failed", "rows")] == [5, 2, 3, 2]
     assert run.code == 0
     assert "failed files and why: " in run.stderr
+
+
+def test_the_reason_is_from_the_attempt_that_counts(tmp_path: Path) -> None:
+    script = """
+def run(mini_batch):
+    note("tried")
+    logging.warning("0.jpg: try %d", len(notes()))
+    assert len(notes()) > 1
+    return ["1.jpg"]
+"""
+    run = score(tmp_path, script, 2, mini_batch_size=2, retry_settings={"max_retries": 2})
+    assert run.failed == {"0.jpg": "0.jpg: try 2"}
 
 
 def test_fewer_rows_that_do_not_name_their_files_are_counted_as_unknown(tmp_path: Path) -> None:
