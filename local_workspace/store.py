@@ -57,16 +57,16 @@ class Blob:
 def local_path(folder: Path, name: str) -> Path:
     """The file for a blob or resource name below `folder`: no name leads out of it.
 
-    The only place where a client's name becomes a path. A segment that a file system would read as
-    something else (empty, `.`, `..`, a backslash, a control character) is percent-encoded.
+    The only place where a client's name becomes a path. A segment that means something else in a path
+    (empty, `.`, `..`) or cannot be in one (NUL) is percent-encoded; all others arrive as they are.
     """
     return folder.joinpath(*(_file_name(segment) for segment in name.split("/")))
 
 
 def _file_name(segment: str) -> str:
-    if segment.strip(".") == "":
+    if segment in ("", ".", ".."):
         return "%2E" * len(segment) or "%"
-    return "".join(f"%{ord(char):02X}" if char in '\\:%"' or ord(char) < 32 else char for char in segment)
+    return segment.replace("\0", "%00")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -140,6 +140,7 @@ def test_a_deployment_without_settings_has_the_services_defaults(folder: Path) -
     deployment = read(path)
     assert deployment == as_the_client_has_it(load_model_batch_deployment(path), path)
     assert {name: getattr(deployment, name) for name in DEFAULTS} == DEFAULTS
+    assert deployment == Deployment(deployment.name, deployment.code, deployment.scoring_script)
 
 
 OLDER = {key: value for key, value in REQUIRED.items() if key not in ("type", "settings")}

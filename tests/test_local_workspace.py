@@ -517,6 +517,11 @@ def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
     path.write_text("inside")
 
 
+def test_other_names_arrive_as_they_are(tmp_path: Path) -> None:
+    for name in ('with "quotes".JPEG', "100%.JPEG", "a\\b", "...", "new\nline", "C:x"):
+        assert local_path(tmp_path, f"photos/{name}") == tmp_path / "photos" / name
+
+
 def test_durations_are_read() -> None:
     assert [seconds(text) for text in ("PT5M", "PT30S", "P1DT1H", "PT0.5S")] == [300, 30, 90000, 1]
 
