@@ -130,12 +130,16 @@ def lay_out_model(model: Path, model_dir: Path) -> None:
     if not model.is_dir():
         (model_dir / model.name).symlink_to(model)
         return
-    try:
-        shutil.copytree(
-            model, model_dir / model.name, copy_function=os.symlink, ignore_dangling_symlinks=True
-        )
-    except OSError as error:
-        raise UserError(f"{model}: cannot be read: {error}") from None
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+    for folder, folders, files in list(os.walk(model, onerror=refuse)):  # model_dir may be below it
+        copy = model_dir / model.name / os.path.relpath(folder, model)
+        copy.mkdir()
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in files + links:
+            (copy / name).symlink_to(os.path.join(folder, name))
 
 
 def run(job: Job, files: int, output: Path, begin: float) -> int:
