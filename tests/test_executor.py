@@ -451,12 +451,15 @@ def run(mini_batch):
         ("os._exit(3)", "exit code 3"),
         ("subprocess.Popen(['sleep', '60'], close_fds=False); os._exit(4)", "exit code 4"),
         ("os.closerange(3, 256); time.sleep(60)", "killed by SIGKILL"),
+        ("os.write(ANSWERS, b'not an answer\\n'); time.sleep(60)", "killed by SIGKILL"),
     ],
 )
 def test_a_worker_that_ends_in_run_is_a_failed_attempt_and_a_new_process(
     tmp_path: Path, death: str, reason: str
 ) -> None:
     script = f"""
+ANSWERS = int(sys.argv[sys.argv.index("--answers") + 1])
+
 def init():
     note("init")
 

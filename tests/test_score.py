@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,14 +120,23 @@ def test_a_registered_folder_keeps_its_last_name_below_the_model_dir(tmp_path: P
     (model / "variables").mkdir(parents=True)
     (model / "saved_model.pb").write_text("graph")
     (model / "variables" / "data").write_text("weights")
+    (model / "itself").symlink_to(".")
     run = score(tmp_path, NOTE_MODEL, arguments=["--model", f"{model}/variables/.."])
     assert run.notes == [
         "resnet folder",
+        "resnet/itself folder",
         "resnet/saved_model.pb graph",
         "resnet/variables folder",
         "resnet/variables/data weights",
     ]
     assert (model / "variables" / "data").read_text() == "weights", "the user's own model stays"
+
+
+def test_a_model_folder_may_hold_the_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "model"))
+    assert score(tmp_path, ROWS, 1).code == 0
+    assert list((tmp_path / "model").iterdir()) == []
 
 
 def test_a_registered_file_lies_in_the_model_dir(tmp_path: Path) -> None:
