@@ -18,7 +18,7 @@ from local_workspace.errors import UserError
 
 DESCRIPTIVE = {"$schema", "name", "id", "endpoint_name", "description", "tags", "properties", "type"}
 NOT_HONOURED = {
-    "environment": "the scoring script runs in the Python of this command",
+    "environment": "the workers run in this Python",
     "compute": "the workers run on this machine",
 }
 SETTINGS = {
@@ -219,7 +219,7 @@ def warnings(root: Section, older: bool) -> list[str]:
     resources = sorted(RESOURCES & root.section("resources").values.keys())
     found += [f"resources.{key} is not used here: {NOT_HONOURED['compute']}" for key in resources]
     if "model" in root.values and not model_path(root):
-        found.append("the registered model is not fetched: --model, or model/ beside the YAML, stands for it")
+        found.append("model is not fetched: --model or model/ beside the YAML is used")
     if not older:
         misplaced = sorted(IGNORED & root.values.keys())
         found += [

@@ -56,7 +56,7 @@ def score(arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
     deployment, warnings = read_deployment(arguments.deployment, arguments.set)
     for warning in warnings:
-        say(f"warning: {arguments.deployment}: {warning}")
+        say(f"warning: {warning}")
     model = model_of(deployment, arguments)
     output = arguments.output or Path("outputs", deployment.name)
     earlier = earlier_results(output, deployment, arguments.overwrite)
@@ -194,28 +194,40 @@ def progress(files: int) -> Iterator[Callable[[Counts], None]]:
     columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         shown = bar.add_task("", total=files, rate="")
-        begin = time.monotonic()
+        rate = files_a_second()
 
         def show(counts: Counts) -> None:
             done = counts.succeeded + counts.failed
-            rate = f"{done / max(time.monotonic() - begin, 1e-9):.0f}/s, {counts.failed} failed"
-            bar.update(shown, completed=done, rate=rate)
+            bar.update(shown, completed=done, rate=f"{rate(done):.0f}/s, {counts.failed} failed")
 
         yield show
 
 
 def plain_progress() -> Callable[[Counts], None]:
-    begin = last = time.monotonic()
-    said = 0
+    last, said, rate = time.monotonic(), 0, files_a_second()
 
     def show(counts: Counts) -> None:
         nonlocal last, said
         now, done = time.monotonic(), counts.succeeded + counts.failed
+        speed = rate(done)
         if now - last >= (PLAIN_PROGRESS if done > said else QUIET):
-            say(f"{done:,} of {counts.files:,} files, {done / (now - begin):.1f}/s, {counts.failed} failed")
+            say(f"{done:,} of {counts.files:,} files, {speed:.1f}/s, {counts.failed} failed")
             last, said = now, done
 
     return show
+
+
+def files_a_second() -> Callable[[int], float]:
+    """The speed at which files are done, from the last moment at which none was: init() is not counted."""
+    begin = time.monotonic()
+
+    def rate(done: int) -> float:
+        nonlocal begin
+        now = time.monotonic()
+        begin = begin if done else now
+        return done / max(now - begin, 1e-3)
+
+    return rate
 
 
 def summarise(

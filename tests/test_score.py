@@ -427,11 +427,11 @@ def test_settings_that_are_not_honoured_are_named(tmp_path: Path) -> None:
     run = run_command(tmp_path)
     assert run.code == 0
     found = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
-    assert [line.removeprefix(f"warning: {deployment}: ").split()[0] for line in found] == [
+    assert [line.removeprefix("warning: ").split()[0] for line in found] == [
         "environment",
         "compute",
         "resources.shm_size",
-        "the",  # registered model
+        "model",
         "environment_variables",
         "error_threshold",
     ]
