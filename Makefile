@@ -10,13 +10,16 @@ run: .venv/installed
 	$(BIN)/python -m local_workspace show named-outputs --data data --no-table
 	$(BIN)/python -m local_workspace show outputs/high-throughput/named-outputs --data data --no-table
 
-# Both deployments through the batch executor alone: no workspace, no az.
+# All three deployments through the batch executor alone: no workspace, no az.
 score: .venv/installed
 	$(BIN)/python -m local_workspace samples
 	$(BIN)/python -m local_workspace score deployment-by-file.yml --data data --output outputs/by-file --overwrite
 	$(BIN)/python -m local_workspace show outputs/by-file --data data
 	$(BIN)/python -m local_workspace score deployment-by-batch.yml --data data --output outputs/by-batch --overwrite
 	$(BIN)/python -m local_workspace show outputs/by-batch --data data
+	$(BIN)/python code/score-with-mlflow/save_model.py model mlflow-model
+	$(BIN)/python -m local_workspace score deployment-mlflow.yml --data data --output outputs/mlflow --overwrite
+	$(BIN)/python -m local_workspace show outputs/mlflow --data data
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest

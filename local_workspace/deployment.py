@@ -33,6 +33,10 @@ IGNORED = {"error_threshold", "environment_variables"}
 
 OUTPUT_ACTIONS = ("append_row", "summary_only")
 LOGGING_LEVELS = ("info", "warning", "debug")
+# What a deployment without a scoring script runs: Azure makes one for an MLflow model.
+MLFLOW_DRIVER = Path(__file__).parent / "mlflow_driver" / "batch_driver.py"
+# Where the model is looked for, beside the YAML, when nothing else says so.
+MODEL, MLFLOW_MODEL = "model", "mlflow-model"
 MOST = 2**31 - 1  # the service's integers have 32 bits
 LONGEST_NAME = 255  # bytes, of a file
 
@@ -55,6 +59,10 @@ class Deployment:
     output_file_name: str = "predictions.csv"
     logging_level: str = "info"
     environment_variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_mlflow(self) -> bool:
+        return self.code == MLFLOW_DRIVER.parent
 
     @property
     def workers(self) -> int:
@@ -138,24 +146,12 @@ def read_deployment(path: Path, changes: list[str]) -> tuple[Deployment, list[st
 
 
 def parse(root: Section, settings: Section) -> Deployment:
-    if not root.values.get("code_configuration"):
-        raise UserError(
-            f"{root.path}: code_configuration is missing, expected code and scoring_script",
-            "the deployment of an MLflow model has none, and cannot be scored here",
-        )
-    code, retry = root.section("code_configuration"), settings.section("retry_settings")
-    code.check_keys({"code", "scoring_script"})
+    code, script = scoring_script(root)
+    retry = settings.section("retry_settings")
     retry.check_keys({"max_retries", "timeout"})
-    folder = root.path.parent / code.text("code")
-    script = code.text("scoring_script")
-    if not os.path.isfile(folder / script):  # False for any text that cannot be a path, too
-        raise UserError(
-            f"{root.path}: no scoring script {script!r} in {folder}",
-            "code_configuration.code is a folder beside the YAML, scoring_script a file in it",
-        )
     return Deployment(
         name=root.file_name("name").lower(),  # as the client does
-        code=folder.resolve(),
+        code=code,
         scoring_script=script,
         model=model_path(root),
         instance_count=instance_count(root, settings),
@@ -169,6 +165,21 @@ def parse(root: Section, settings: Section) -> Deployment:
         logging_level=settings.choice("logging_level", "info", LOGGING_LEVELS),
         environment_variables=environment_variables(settings),
     )
+
+
+def scoring_script(root: Section) -> tuple[Path, str]:
+    """The folder of the scoring script and its name in it; ours if there is none, for an MLflow model."""
+    if "code_configuration" not in root.values:
+        return MLFLOW_DRIVER.parent, MLFLOW_DRIVER.name
+    code = root.section("code_configuration")
+    code.check_keys({"code", "scoring_script"})
+    folder, script = root.path.parent / code.text("code"), code.text("scoring_script")
+    if not os.path.isfile(folder / script):  # False for any text that cannot be a path, too
+        raise UserError(
+            f"{root.path}: no scoring script {script!r} in {folder}",
+            "code_configuration.code is a folder beside the YAML, scoring_script a file in it",
+        )
+    return folder.resolve(), script
 
 
 def instance_count(root: Section, settings: Section) -> int:
@@ -219,7 +230,10 @@ def warnings(root: Section, older: bool) -> list[str]:
     resources = sorted(RESOURCES & root.section("resources").values.keys())
     found += [f"resources.{key} is not used here: {NOT_HONOURED['compute']}" for key in resources]
     if "model" in root.values and not model_path(root):
-        found.append("the registered model is not fetched: --model, or model/ beside the YAML, stands for it")
+        folder = MLFLOW_MODEL if "code_configuration" not in root.values else MODEL
+        found.append(
+            f"the registered model is not fetched: --model, or {folder}/ beside the YAML, stands for it"
+        )
     if not older:
         misplaced = sorted(IGNORED & root.values.keys())
         found += [

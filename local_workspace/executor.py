@@ -183,6 +183,8 @@ class Executor:
             return
         if "error" in answer:
             worker.write_error(answer["traceback"])
+            if answer["fails_job"]:
+                raise JobFailed(one_line(answer["error"]))
             if not worker.ready:
                 self.remove(worker, wait=1)
             self.fail(worker, f"{'run()' if worker.ready else 'init()'} raised {one_line(answer['error'])}")

@@ -30,14 +30,15 @@ class MiniBatch:
     files: int
 
 
-def list_input_files(data: Path, listing: Path) -> tuple[int, list[str]]:
+def list_input_files(data: Path, listing: Path, subfolders: bool = True) -> tuple[int, list[str]]:
     """Writes the sorted paths of the files under `data` to `listing`.
 
-    Subfolders are walked too. Returns how many files there are, and what was left out because it is
-    neither a file nor a folder (sockets, devices, links to nowhere). `data` may be a single file.
+    Returns how many files there are, and what was left out because it is neither a file nor a folder
+    (sockets, devices, links to nowhere), or is a folder though `subfolders` are not to be walked: those of
+    an MLflow deployment's input are not (Microsoft's how-to-mlflow-batch). `data` may be a single file.
     """
     left_out: list[str] = []
-    files = [str(data)] if data.is_file() else walk(str(data), left_out)
+    files = [str(data)] if data.is_file() else walk(str(data), left_out, subfolders)
     count = 0
     with listing.open("w", encoding="ascii") as lines, ExitStack() as open_runs:
         for path in sort_on_disk(files, open_runs):
@@ -46,14 +47,14 @@ def list_input_files(data: Path, listing: Path) -> tuple[int, list[str]]:
     return count, sorted(left_out)
 
 
-def walk(folder: str, left_out: list[str]) -> Iterator[str]:
+def walk(folder: str, left_out: list[str], subfolders: bool) -> Iterator[str]:
     folders = [folder]
     while folders:
         folder = folders.pop()
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
+                    if subfolders and entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
                     elif is_file(entry):
                         yield entry.path

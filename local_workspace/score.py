@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from local_workspace.deployment import Deployment, read_deployment
+from local_workspace.deployment import MLFLOW_MODEL, MODEL, Deployment, read_deployment
 from local_workspace.errors import UserError
 from local_workspace.executor import Counts, Executor, JobFailed
 from local_workspace.instance import Job
@@ -25,6 +25,7 @@ from local_workspace.job_logs import JobLogs
 from local_workspace.listing import list_input_files
 
 COMPLETED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes
+SAVE_MODEL = "`python code/score-with-mlflow/save_model.py model mlflow-model`"
 PLAIN_PROGRESS = 5  # seconds between two lines of progress where there is no terminal
 QUIET = 60  # seconds without progress until that is said
 
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("deployment", type=Path, metavar="DEPLOYMENT.yml")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder to score")
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="default: the YAML's path, or model/ beside it"
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help=f"default: the YAML's path, or {MODEL}/ beside it ({MLFLOW_MODEL}/ without a scoring script)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: outputs/ and the deployment's name"
@@ -70,18 +74,21 @@ def score(arguments: argparse.Namespace) -> int:
             logs=output.absolute() / "logs",
             init_timeout=arguments.init_timeout,
         )
-        files = list_data(arguments.data, job.listing)
+        files = list_data(arguments.data, job.listing, subfolders=not deployment.is_mlflow)
         lay_out_model(model, job.model_dir)
         make_way(output, earlier)
         return run(job, files, output, begin)
 
 
 def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
-    model = arguments.model or deployment.model or arguments.deployment.parent / "model"
+    folder = MLFLOW_MODEL if deployment.is_mlflow else MODEL
+    model = arguments.model or deployment.model or arguments.deployment.parent / folder
     if not os.path.exists(model):
         raise UserError(
             f"{model}: no such model, expected a folder or a file",
-            "`python -m local_workspace samples` prepares one in model/; or name yours with --model",
+            "`python -m local_workspace samples` prepares one in model/"
+            + (f", which {SAVE_MODEL} saves in {MLFLOW_MODEL}/" if deployment.is_mlflow else "")
+            + "; or name yours with --model",
         )
     return Path(os.path.abspath(model))
 
@@ -106,13 +113,17 @@ def make_way(output: Path, earlier: list[Path]) -> None:
         raise UserError(f"{output}: cannot be written: {error}", "choose another --output") from None
 
 
-def list_data(data: Path, listing: Path) -> int:
+def list_data(data: Path, listing: Path, subfolders: bool) -> int:
     """Lists the input, and says what is left out. Returns the number of files."""
     if not os.path.exists(data):
         raise UserError(f"{data}: no such folder, expected the files to score", "name it with --data")
-    files, left_out = list_input_files(data.absolute(), listing)
+    files, left_out = list_input_files(data.absolute(), listing, subfolders)
     for path in left_out[:5]:
-        say(f"warning: {path}: not a file, left out")
+        folder = not subfolders and os.path.isdir(path)
+        what = (
+            "a folder, which the deployment of an MLflow model does not look into" if folder else "not a file"
+        )
+        say(f"warning: {path}: {what}, left out")
     if len(left_out) > 5:
         say(f"warning: {len(left_out) - 5} more that are not files, left out")
     if not files:
@@ -124,16 +135,15 @@ def lay_out_model(model: Path, model_dir: Path) -> None:
     """A registered folder keeps its name below AZUREML_MODEL_DIR, and a registered file lies in it.
 
     The folders are real and the files are links: rglob(), as scripts search a model, follows no links to
-    folders.
+    folders. MLflow follows no links at all, so its models are copied.
     """
     model_dir.mkdir()
     if not model.is_dir():
         (model_dir / model.name).symlink_to(model)
         return
+    copy = shutil.copy2 if (model / "MLmodel").exists() else os.symlink
     try:
-        shutil.copytree(
-            model, model_dir / model.name, copy_function=os.symlink, ignore_dangling_symlinks=True
-        )
+        shutil.copytree(model, model_dir / model.name, copy_function=copy, ignore_dangling_symlinks=True)
     except OSError as error:
         raise UserError(f"{model}: cannot be read: {error}") from None
 

@@ -15,7 +15,9 @@ from rich.table import Table
 from local_workspace.errors import UserError
 from local_workspace.samples import read_labels
 
-COLUMNS = ["file", "class", "probability"]
+COLUMNS = ["file", "class", "probability", "label"]
+# By the separator: the rows of the scoring scripts, read as the article reads them, and of the MLflow model.
+LAYOUTS = {" ": ["file", "class", "probability"], ",": ["class", "probability", "label", "file"]}
 PHOTO = (240, 180)  # pixels, width and height
 CELL = (256, 216)  # of a photo with its caption
 MARGIN = 8
@@ -44,15 +46,19 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def read_predictions(path: Path, labels: list[str]) -> pd.DataFrame:
-    """file, class, probability and label of each row of `path`, read as the article reads them."""
+    """file, class, probability and label of each row of `path`, in either of the two layouts."""
     if not path.is_file():
         raise UserError(f"{path}: no such file", "`python -m local_workspace score` writes it")
-    predictions = pd.read_csv(path, header=None, names=COLUMNS, sep=" ", encoding_errors="surrogateescape")
-    try:
-        predictions["label"] = [labels[index] for index in predictions["class"]]
-    except (TypeError, IndexError):
-        raise UserError(f"{path}: not rows of file, class (below {len(labels)}) and probability") from None
-    return predictions
+    for separator, columns in LAYOUTS.items():
+        try:
+            predictions = pd.read_csv(
+                path, header=None, names=columns, sep=separator, encoding_errors="surrogateescape"
+            )
+            predictions["label"] = [labels[index] for index in predictions["class"]]
+        except (TypeError, IndexError, pd.errors.ParserError):
+            continue
+        return predictions[COLUMNS]
+    raise UserError(f"{path}: not rows of file, class (below {len(labels)}) and probability")
 
 
 def print_table(predictions: pd.DataFrame, rows: int) -> None:

@@ -189,7 +189,11 @@ def attempt(work: Callable[[], Any]) -> dict[str, Any]:
     try:
         return work() or {}
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        return {
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+            "fails_job": getattr(error, "fails_job", False),  # as the MLflow driver asks for
+        }
 
 
 def send(answers: Any, answer: dict[str, Any]) -> None:
