@@ -13,7 +13,7 @@ from azure.ai.ml.entities import BatchDeployment
 from azure.ai.ml.entities._load_functions import load_model_batch_deployment
 from hypothesis import strategies as st
 
-from local_workspace.deployment import Deployment, read_deployment
+from local_workspace.deployment import MLFLOW_DRIVER, Deployment, read_deployment
 from local_workspace.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +63,7 @@ def read(path: Path, *changes: str) -> Deployment:
 def as_the_client_has_it(loaded: BatchDeployment, path: Path) -> Deployment:
     """What the client made of `path`, with the service's defaults where it made nothing."""
     settings, code = loaded._settings, loaded.code_configuration  # where both schemas have them
+    script = path.parent / code.code / code.scoring_script if code else MLFLOW_DRIVER
     retry = settings.retry_settings
     found = {name: getattr(settings, name, None) for name in DEFAULTS} | {
         "instance_count": loaded.resources and loaded.resources.instance_count,
@@ -71,13 +72,15 @@ def as_the_client_has_it(loaded: BatchDeployment, path: Path) -> Deployment:
     }
     model = None if isinstance(loaded.model, str) else path.parent / loaded.model.path
     values = {name: default if found[name] is None else found[name] for name, default in DEFAULTS.items()}
-    return Deployment(loaded.name, (path.parent / code.code).resolve(), code.scoring_script, model, **values)
+    return Deployment(loaded.name, script.parent.resolve(), script.name, model, **values)
 
 
 # --- agreement with the real client
 
 
-@pytest.mark.parametrize("name", ["deployment-by-file.yml", "deployment-by-batch.yml"])
+@pytest.mark.parametrize(
+    "name", ["deployment-by-file.yml", "deployment-by-batch.yml", "deployment-mlflow.yml"]
+)
 def test_the_repositorys_deployments_are_read_as_the_client_reads_them(name: str) -> None:
     deployment = read(ROOT / name)
     assert deployment == as_the_client_has_it(load_model_batch_deployment(ROOT / name), ROOT / name)
@@ -276,7 +279,7 @@ def test_what_the_client_refuses_is_refused(folder: Path, change: dict) -> None:
             {"code_configuration": {"scoring_script": "driver.py"}},
             "code_configuration.code is missing, expected",
         ),
-        ({"code_configuration": {}}, "code_configuration is missing, expected code and scoring_script"),
+        ({"code_configuration": {}}, "code_configuration.code is missing, expected a text"),
         ({"model": {"name": "resnet"}}, "model.path is missing, expected a text"),
     ],
 )

@@ -38,6 +38,16 @@ def test_nested_folders_are_walked_and_all_paths_sorted(tmp_path: Path) -> None:
     assert read_all(tmp_path / "listing") == sorted(str(data / name) for name in names)
 
 
+def test_subfolders_are_left_out_and_named_when_they_are_not_to_be_walked(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "b" / "c").mkdir(parents=True)
+    for name in ("2.jpg", "1.jpg", "b/3.jpg"):
+        (data / name).touch()
+    found = list_input_files(data, tmp_path / "listing", subfolders=False)
+    assert found == (2, [str(data / "b")])
+    assert read_all(tmp_path / "listing") == [str(data / "1.jpg"), str(data / "2.jpg")]
+
+
 def test_a_single_file_is_listed_alone(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").touch()
     assert list_input_files(tmp_path / "1.jpg", tmp_path / "listing") == (1, [])

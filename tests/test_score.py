@@ -471,7 +471,7 @@ def test_bad_input_is_exit_code_2_and_a_message(
         (None, "no such file, expected a deployment's YAML"),
         ("name:\tclassifier", "not readable as YAML: while scanning for the next token found character"),
         ("name: classifier\nmini_batch: 5", "unknown key mini_batch, expected one of: "),
-        ("name: [a]\ntype: model", "code_configuration is missing"),
+        ("name: [a]\ntype: model", "name is ['a'], expected a text"),
         ("type: pipeline", "type is 'pipeline', expected model"),
     ],
 )
