@@ -49,8 +49,8 @@ def serve(arguments: argparse.Namespace) -> int:
         parent = os.getppid()
         server.serve(state, arguments.run_folder, options)
         if os.getppid() != parent:  # `run` was killed, and cannot do it
-            shutil.rmtree(arguments.run_folder, ignore_errors=True)
             environment.remove_config()
+            shutil.rmtree(arguments.run_folder, ignore_errors=True)
         return 0
     with private_folder() as folder:
         server.serve(state, folder, options, lambda variables: _invite(state, folder, variables))
