@@ -7,7 +7,8 @@ import json
 import os
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from local_workspace import workspace
@@ -15,6 +16,7 @@ from local_workspace.tokens import TENANT_ID
 
 PACKAGE = Path(__file__).parent
 LEAF, BUNDLE, VARIABLES, SUMMARY = "server.pem", "ca.pem", "environment.json", "summary.json"
+CONFIG = Path("config.json")  # MLClient.from_config() looks for it from the working folder upwards
 
 # What of the caller's environment has no place in a run: real accounts, other proxies, other authorities.
 DROPPED_PREFIXES = ("AZURE_", "AZUREML_", "ARM_", "IDENTITY_", "MSI_", "MLFLOW_", "IMDS_")
@@ -113,6 +115,36 @@ def write_files(folder: Path) -> None:
         "user": {"name": "local workspace", "type": "servicePrincipal"},
     }
     write_private(folder / "azure" / "azureProfile.json", json.dumps({"subscriptions": [account]}))
+
+
+@contextmanager
+def workspace_config() -> Iterator[None]:
+    """A config.json for MLClient.from_config() while a command runs. One that is there stays as it is:
+    the local workspace answers to every name. No variable of the SDK can say where it is."""
+    written = not CONFIG.exists()
+    if written:
+        CONFIG.write_text(config_text(), encoding="utf-8")
+    try:
+        yield
+    finally:
+        if written:
+            remove_config()
+
+
+def config_text() -> str:
+    names = {
+        "subscription_id": workspace.SUBSCRIPTION_ID,
+        "resource_group": workspace.RESOURCE_GROUP,
+        "workspace_name": workspace.WORKSPACE_NAME,
+        "written_by": "python -m local_workspace run, which removes it when it ends",
+    }
+    return json.dumps(names, indent=4) + "\n"
+
+
+def remove_config() -> None:
+    """Remove our own config.json only: it may have been replaced by one for Azure."""
+    if CONFIG.is_file() and CONFIG.read_text(encoding="utf-8") == config_text():
+        CONFIG.unlink()
 
 
 def announce(folder: Path, variables: Mapping[str, str]) -> None:

@@ -37,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         server = _start_server(arguments, folder)
         try:
             variables = _wait_until_ready(server, folder)
-            exit_code = _run_command(command, environment.child_environment(variables))
+            with environment.workspace_config():
+                exit_code = _run_command(command, environment.child_environment(variables))
         finally:
             _stop_server(server)
         print_summary(folder)

@@ -49,6 +49,7 @@ def serve(arguments: argparse.Namespace) -> int:
         parent = os.getppid()
         server.serve(state, arguments.run_folder, options)
         if os.getppid() != parent:  # `run` was killed, and cannot do it
+            environment.remove_config()
             shutil.rmtree(arguments.run_folder, ignore_errors=True)
         return 0
     with private_folder() as folder:

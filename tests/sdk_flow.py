@@ -208,6 +208,8 @@ def test_the_scoring_job_is_the_child_and_has_the_output(
 ) -> None:
     (child,) = client.jobs.list(parent_job_name=job.name)
     assert (child.display_name, child.status) == ("batchscoring", "Completed")
+    times = child.creation_context
+    assert times.last_modified_at > times.created_at  # Microsoft's notebook takes its duration from these
     assert client.jobs.get(child.name).status == "Completed"
     client.jobs.download(child.name, download_path=tmp_path, output_name="score")
     assert (tmp_path / "named-outputs" / "score" / "predictions.csv").is_file()

@@ -468,7 +468,7 @@ def test_a_signal_reaches_the_command_and_the_server_ends(own: Path) -> None:
 
 def test_the_server_ends_with_a_run_that_is_killed(own: Path) -> None:
     command = [*RUN, "--state", str(own), "--", "sh", "-c", "echo $AZURE_CONFIG_DIR; sleep 1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=own.parent, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         secrets = Path(process.stdout.readline().strip()).parent
         process.kill()
@@ -476,7 +476,32 @@ def test_the_server_ends_with_a_run_that_is_killed(own: Path) -> None:
     while secrets.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not secrets.exists()
+    assert not (own.parent / "config.json").exists()
     Store(own).close()  # nobody holds it
+
+
+FROM_CONFIG = """
+from azure.ai.ml import MLClient
+from azure.identity import DefaultAzureCredential
+
+client = MLClient.from_config(DefaultAzureCredential())
+print(client.workspace_name, client.workspaces.get(client.workspace_name).name)
+"""
+
+
+def test_from_config_finds_the_workspace_while_the_command_runs(own: Path) -> None:
+    asked = run(own, sys.executable, "-c", FROM_CONFIG, cwd=own.parent)
+    assert asked.stdout == "local local\n", asked.stderr
+    assert not (own.parent / "config.json").exists()
+
+
+def test_a_config_of_the_user_is_used_and_stays(own: Path) -> None:
+    config = own.parent / "config.json"
+    names = {"subscription_id": "test_subscription", "resource_group": "group", "workspace_name": "shop"}
+    config.write_text(json.dumps(names))
+    asked = run(own, sys.executable, "-c", FROM_CONFIG, cwd=own.parent)
+    assert asked.stdout == "shop shop\n", asked.stderr
+    assert json.loads(config.read_text()) == names
 
 
 def test_state_is_listed_exported_and_deleted(own: Path, tmp_path: Path) -> None:
