@@ -32,7 +32,7 @@ def find_pictures(data: Path, files: tuple[str, ...]) -> dict[str, Path]:
     """
     wanted: dict[str, list[str]] = {os.path.basename(file): [] for file in files}
     with suppress(UserError):
-        for path in islice(walk(str(data), []), SEARCHED):
+        for path in islice(walk(str(data), [], subfolders=True), SEARCHED):
             if (name := os.path.basename(path)) in wanted and not os.path.islink(path):
                 wanted[name].append(path)
     found = {
