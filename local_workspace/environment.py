@@ -15,7 +15,7 @@ from local_workspace import workspace
 from local_workspace.tokens import TENANT_ID
 
 PACKAGE = Path(__file__).parent
-LEAF, BUNDLE, VARIABLES, SUMMARY = "server.pem", "ca.pem", "environment.json", "summary.json"
+BUNDLE, VARIABLES, SUMMARY = "ca.pem", "environment.json", "summary.json"
 CONFIG = Path("config.json")  # MLClient.from_config() looks for it from the working folder upwards
 
 # What of the caller's environment has no place in a run: real accounts, other proxies, other authorities.
