@@ -52,9 +52,9 @@ def new_job(name: str, *, deployment: dict[str, Any], places: dict[str, Location
 
 
 class Jobs:
-    def __init__(self, store: Store, environment: Mapping[str, str]) -> None:
+    def __init__(self, store: Store, environment: Mapping[str, str], network: Mapping[str, str]) -> None:
         self._store = store
-        self._environment = dict(environment)
+        self._environment, self._network = dict(environment), dict(network)
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._running: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()  # guards the status of every job, and _running
@@ -162,7 +162,11 @@ class Jobs:
             self._log(job, f"{what}: {len(files)} file(s)")
             if not files:
                 raise ServiceError(404, "UserError", f"the {what} of the job has no file: {place['path']}")
-        text = yaml.safe_dump(job["deployment"], sort_keys=False)
+        settings = job["deployment"]["settings"]
+        # A worker gets no variables but its deployment's: these keep its scoring script on this machine.
+        variables = (settings.get("environment_variables") or {}) | self._network
+        deployment = job["deployment"] | {"settings": settings | {"environment_variables": variables}}
+        text = yaml.safe_dump(deployment, sort_keys=False)
         (folder / "deployment.yml").write_text(text, encoding="utf-8")
 
     def _execute(self, job: Job, folder: Path) -> int:

@@ -210,7 +210,7 @@ def _open(state: Path, network: dict[str, str], page_port: int) -> Workspace:
     store = Store(state)
     for container in DATASTORES.values():
         store.create_container(container)
-    jobs = Jobs(store, environment.executor_environment(network))
+    jobs = Jobs(store, environment.executor_environment(network), network)
     return Workspace(store, Keys(), jobs, f"http://127.0.0.1:{page_port}")
 
 

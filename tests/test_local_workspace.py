@@ -411,6 +411,24 @@ def test_no_other_host_is_reached(served: Served, leak: str) -> None:
     assert f"refused {host}" in served.log.read_text().replace("GET http://", "")
 
 
+LEAKING = """
+import urllib.request
+def init(): pass
+def run(mini_batch):
+    try:
+        return [urllib.request.urlopen("https://script.example.com", timeout=5)]
+    except OSError as error:
+        return [f"{path}: {error}" for path in mini_batch]
+"""
+
+
+def test_no_other_host_is_reached_from_a_scoring_script(served: Served) -> None:
+    assert make_deployment(served, "leaking", LEAKING).status_code in (200, 201)
+    job = invoke(served, "leaking").json()["name"]
+    wait_for(served, job, "Completed")
+    assert "refused script.example.com" in served.log.read_text()
+
+
 # run -- COMMAND
 
 
