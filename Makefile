@@ -40,6 +40,7 @@ clean:
 	@touch $@
 
 .venv/installed: pyproject.toml .venv/python
+	@echo "installing TensorFlow and the rest into .venv: a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
