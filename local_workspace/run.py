@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -80,29 +80,33 @@ def _wait_until_ready(server: subprocess.Popen[bytes], folder: Path) -> dict[str
 
 
 def _run_command(command: Sequence[str], variables: dict[str, str]) -> int:
-    try:
-        process = subprocess.Popen(command, env=variables)
-    except FileNotFoundError:
-        print(f"error: {shlex.quote(command[0])} was not found", file=sys.stderr)
-        return NOT_FOUND
-    except PermissionError:
-        print(f"error: {shlex.quote(command[0])} is not executable", file=sys.stderr)
-        return NOT_EXECUTABLE
-    with _forwarding_signals(process):
-        exit_code = process.wait()
+    early: list[int] = []  # signals that arrive while the command starts
+    with _signals_to(early.append):
+        try:
+            process = subprocess.Popen(command, env=variables)
+        except FileNotFoundError:
+            print(f"error: {shlex.quote(command[0])} was not found", file=sys.stderr)
+            return NOT_FOUND
+        except PermissionError:
+            print(f"error: {shlex.quote(command[0])} is not executable", file=sys.stderr)
+            return NOT_EXECUTABLE
+        with _signals_to(process.send_signal):
+            for number in early:
+                process.send_signal(number)
+            exit_code = process.wait()
     return exit_code if exit_code >= 0 else 128 - exit_code
 
 
 @contextmanager
-def _forwarding_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _signals_to(receive: Callable[[int], None]) -> Iterator[None]:
     """Pass signals on. Ctrl-C in a terminal reaches the command without us: it is not sent twice."""
 
-    def forward(number: int, _: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         if number != signal.SIGINT or not sys.stdin.isatty():
-            process.send_signal(number)
+            receive(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, forward) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
