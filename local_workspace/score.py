@@ -23,6 +23,7 @@ from local_workspace.executor import Counts, Executor, JobFailed
 from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
 from local_workspace.listing import list_input_files
+from local_workspace.profile import print_profile
 
 COMPLETED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 SAVE_MODEL = "`python code/score-with-mlflow/save_model.py model mlflow-model`"
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as settings.mini_batch_size=20"
     )
+    parser.add_argument("--profile", action="store_true", help="print where the workers' time goes")
     parser.add_argument(
         "--init-timeout", type=float, default=600, metavar="SECONDS", help="of init() (default: 600)"
     )
@@ -73,6 +75,7 @@ def score(arguments: argparse.Namespace) -> int:
             output=output.absolute() / "score",
             logs=output.absolute() / "logs",
             init_timeout=arguments.init_timeout,
+            profile=arguments.profile,
         )
         files = list_data(arguments.data, job.listing, subfolders=not deployment.is_mlflow)
         lay_out_model(model, job.model_dir)
@@ -177,6 +180,8 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
         logs.result("\n".join(f"{key}: {value}" for key, value in summary.items()), cause)
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     print_summary(summary, output, job)
+    if job.profile:
+        print_profile(job.logs, deployment.code)
     return code
 
 
