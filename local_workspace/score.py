@@ -28,6 +28,10 @@ from local_workspace.profile import print_profile
 COMPLETED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 SAVE_MODEL = "`python code/score-with-mlflow/save_model.py model mlflow-model`"
 PLAIN_PROGRESS = 5  # seconds between two lines of progress where there is no terminal
+TRUTH_HELP = (
+    "what the files really show: a CSV with the columns file, and class (its number) or label; or `wordnet`, "
+    "the ids in ImageNet's file names (n01440764_10026.JPEG)"
+)
 QUIET = 60  # seconds without progress until that is said
 
 
@@ -48,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as settings.mini_batch_size=20"
     )
     parser.add_argument("--profile", action="store_true", help="print where the workers' time goes")
+    parser.add_argument("--truth", metavar="FILE.csv", help=TRUTH_HELP)
     parser.add_argument(
         "--init-timeout", type=float, default=600, metavar="SECONDS", help="of init() (default: 600)"
     )
@@ -78,9 +83,30 @@ def score(arguments: argparse.Namespace) -> int:
             profile=arguments.profile,
         )
         files = list_data(arguments.data, job.listing, subfolders=not deployment.is_mlflow)
+        compare_with_truth = truth_of(arguments.truth, model, job) if arguments.truth else None
         lay_out_model(model, job.model_dir)
         make_way(output, earlier)
-        return run(job, files, output, begin)
+        code = run(job, files, output, begin)
+        if compare_with_truth:
+            compare_with_truth(output)
+        return code
+
+
+def truth_of(source: str, model: Path, job: Job) -> Callable[[Path], None]:
+    """Reads the truth; returns what compares the job's rows with it, in summary.json and on stderr."""
+    from local_workspace import predictions, truth  # they need pandas, which takes a while to import
+
+    labels = truth.find_labels(model)
+    classes = truth.read_truth(source, labels, job.listing)
+
+    def compare(output: Path) -> None:
+        rows = predictions.find_predictions(job.output, job.deployment.output_file_name)
+        figures = truth.compare(output, rows, classes, labels)
+        summary = json.loads((output / "summary.json").read_text("utf-8"))
+        (output / "summary.json").write_text(json.dumps(summary | figures, indent=2) + "\n", "utf-8")
+        say(truth.describe(figures, source, output / truth.MISSES))
+
+    return compare
 
 
 def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
@@ -98,7 +124,8 @@ def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
 
 def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> list[Path]:
     """What an earlier run left in `output`. Azure refuses an existing output file."""
-    results = (output / "score" / deployment.output_file_name, output / "summary.json", output / "logs")
+    names = (Path("score", deployment.output_file_name), "summary.json", "logs", "misses.csv")
+    results = [*(output / name for name in names), *output.glob("score/*.parquet")]
     earlier = [path for path in results if os.path.lexists(path)]
     if earlier and not overwrite:
         raise UserError(f"{earlier[0]}: exists already", "choose another --output, or --overwrite it")

@@ -113,8 +113,10 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
 def write_parquet(frame: pd.DataFrame, paths: bytes) -> None:
     """Writes `frame` under a name made of the mini-batch's `paths`: tried again, it replaces its own file."""
     path = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], f"{hashlib.sha256(paths).hexdigest()[:32]}.parquet")
-    names = [os.fsencode(name).decode(errors="backslashreplace") for name in frame["file"]]  # Parquet is UTF-8
-    partial = path.with_name(f".{path.name}")  # readers of the folder pass over it
+    names = [
+        os.fsencode(name).decode(errors="backslashreplace") for name in frame["file"]
+    ]  # Parquet is UTF-8
+    partial = path.with_name(f".{path.stem}")  # readers of the folder pass over it
     frame.assign(file=names).to_parquet(partial, index=False)
     partial.replace(path)
 
