@@ -244,7 +244,7 @@ def score_once(
     if child.returncode:
         lines = errors.splitlines() or [f"score ended with {child.returncode}"]
         said = [line for line in lines if line.startswith("error: ")] or lines
-        setting.cause = said[-1].removeprefix("error: ")
+        setting.cause = said[-1].removeprefix("error: ").removeprefix("the job failed: ")
         setting.speeds.clear()
         return
     summary = json.loads((output / "summary.json").read_text("utf-8"))

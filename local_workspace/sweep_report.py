@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from pathlib import Path
 
 import yaml
@@ -29,13 +30,9 @@ def write_csv(settings: list[Setting], path: Path) -> None:
         for setting in settings:
             figures = [""] * len(COLUMNS)
             if setting.speeds:
-                speeds = [
-                    round(setting.speed, 1),
-                    min(setting.speeds),
-                    max(setting.speeds),
-                    len(setting.speeds),
-                ]
-                figures = [*speeds, setting.workers, setting.memory, setting.agreement, setting.top_1]
+                speeds = [round(setting.speed, 1), min(setting.speeds), max(setting.speeds)]
+                figures = [*speeds, len(setting.speeds), setting.workers]
+                figures += [setting.memory, setting.agreement, setting.top_1]
             table.writerow([*setting.values.values(), *figures, setting.cause])
 
 
@@ -94,7 +91,7 @@ def draw(settings: list[Setting], best: Setting | None, memory: int, title: str)
         middle = TOP + number * ROW + ROW // 2
         pen.text((left - GAP, middle), setting.name, "black", font, "rm")
         if not setting.speeds:
-            cause = setting.cause[:LONGEST_CAUSE] or "not measured"
+            cause = textwrap.shorten(setting.cause or "not measured", LONGEST_CAUSE, placeholder=" …")
             pen.text((left, middle), cause, "firebrick", font, "lm")
             continue
         speeds = (setting.speed, min(setting.speeds), max(setting.speeds))

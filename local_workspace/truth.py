@@ -148,7 +148,7 @@ def share(right: pd.Series) -> float | None:
 def describe(figures: dict, source: str, misses: Path) -> str:
     """The lines that tell `figures`: what could not be compared is said, too."""
     known, right = figures["rows_with_truth"], figures["right"]
-    lines = []
+    lines = ["no row has a known truth"]
     if known:
         five = f", top-5 {figures['top_5']:.4f}" if "top_5" in figures else ""
         lines = [
