@@ -125,11 +125,10 @@ def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
 def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> list[Path]:
     """What an earlier run left in `output`. Azure refuses an existing output file."""
     names = (Path("score", deployment.output_file_name), "summary.json", "logs", "misses.csv")
-    results = [*(output / name for name in names), *output.glob("score/*.parquet")]
-    earlier = [path for path in results if os.path.lexists(path)]
+    earlier = [output / name for name in names if os.path.lexists(output / name)]
     if earlier and not overwrite:
         raise UserError(f"{earlier[0]}: exists already", "choose another --output, or --overwrite it")
-    return earlier
+    return [*earlier, *output.glob("score/*.parquet")] if earlier else []
 
 
 def make_way(output: Path, earlier: list[Path]) -> None:
