@@ -96,13 +96,11 @@ def true_column(path: Path, header: Iterable[str], labels: list[str]) -> str:
 
 def true_class(place: str, column: str, text: str, labels: list[str]) -> int:
     if column == "label":
-        numbers = [number for number, label in enumerate(labels) if label == text]
-        if len(numbers) == 1:
-            return numbers[0]
-        if numbers:
-            raise UserError(
-                f"{place}: the label {text!r} has {len(numbers)} classes: {numbers}", "give the class"
-            )
+        if labels.count(text) == 1:
+            return labels.index(text)
+        if text in labels:
+            numbers = [number for number, label in enumerate(labels) if label == text]
+            raise UserError(f"{place}: the label {text!r} is that of the classes {numbers}", "give the class")
         raise UserError(f"{place}: label {text!r}, expected one of the {len(labels)} in the model's {LABELS}")
     if not re.fullmatch(r"[0-9]{1,9}", text) or (labels and int(text) >= len(labels)):
         upto = f" from 0 to {len(labels) - 1}" if labels else ""

@@ -185,7 +185,7 @@ def test_wordnet_needs_the_labels_and_the_ids(labels: bool, problem: str, tmp_pa
         ("file,class\n,1\n", "line 2: no file"),
         ("file,class\na/1.jpg,1\nb/1.jpg,2\n", "line 3: 1.jpg is 2 here, and 1 in an earlier line"),
         ("file,label\n1.jpg,thing 1001\n", "line 2: label 'thing 1001', expected one of the 1001"),
-        ("file,label\n1.jpg,thing 999\n", "line 2: the label 'thing 999' has 2 classes: [999, 1000]"),
+        ("file,label\n1.jpg,thing 999\n", "line 2: the label 'thing 999' is that of the classes [999, 1000]"),
         ('file,class\n"1.jpg,1\n', "not readable as CSV"),
     ],
 )
