@@ -105,6 +105,13 @@ def print_best(best: Setting | None, measured: list[Setting], memory: int) -> No
     if best:
         told = " ".join(f"--set {change}" for change in changes(best.values))
         print(f"\nthe fastest that fits into {memory:,} MB:\n\n{as_yaml(best.values)}\nor: {told}")
+        rivals = [s for s in measured if s is not best and s.memory <= memory]
+        close = sum(max(setting.speeds) >= min(best.speeds) for setting in rivals)
+        if close:
+            say(
+                f"warning: {close} other settings had a round as fast as its slowest: more --images or "
+                "--rounds, on a machine with nothing else to do, tell them apart"
+            )
     elif measured:
         least = min(setting.memory for setting in measured)
         say(f"\nerror: no setting fits into {memory:,} MB: the smallest needs {least:,} MB")

@@ -16,7 +16,8 @@ from test_executor import write_deployment
 from local_workspace import setting
 from local_workspace.__main__ import main
 from local_workspace.deployment import read_deployment
-from local_workspace.sweep import default_tries
+from local_workspace.setting import Setting
+from local_workspace.sweep import default_tries, print_best
 from local_workspace.sweep_report import as_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +168,17 @@ def test_a_sweep_in_which_every_setting_fails_says_so(sweep) -> None:
     assert swept.code == 1
     assert "error: nothing was measured" in swept.stderr
     assert "failed: mini_batch_size 8: " in swept.stdout
+
+
+def test_settings_that_rounds_do_not_tell_apart_are_said(capsys: pytest.CaptureFixture) -> None:
+    deployment, _ = read_deployment(ROOT / "deployment-by-file.yml", [])
+    speeds = {"1": [9.0, 12.0, 11.0], "2": [8.0, 9.5, 8.5], "3": [2.0, 3.0, 8.9]}
+    key = "settings.mini_batch_size"
+    settings = [Setting({key: size}, deployment, 9, found, [1]) for size, found in speeds.items()]
+    print_best(settings[0], settings, 100)
+    assert "warning: 1 other settings had a round as fast" in capsys.readouterr().err
+    print_best(settings[0], settings[::2], 100)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_lines_of_yaml_quote_environment_variables() -> None:
