@@ -81,7 +81,7 @@ def test_the_fastest_setting_is_named_and_all_are_compared_with_the_first(sweep,
     assert [row["agreement"] for row in swept.rows] == ["1.0", "0.75", "1.0", "0.75"]
     assert [row["top_1"] for row in swept.rows] == ["1.0", "0.75", "1.0", "0.75"]
     speeds = [float(row["images_a_second"]) for row in swept.rows]
-    assert max(speeds[:2]) < 5, "a mini-batch of one file takes 0.2 s"
+    assert max(speeds[:2]) <= 5, "a mini-batch of one file takes 0.2 s"
     best = swept.rows[speeds.index(max(speeds))]
     assert f"--set {VARIABLE}.SLOW={best['SLOW']} --set {VARIABLE}.WRONG={best['WRONG']}" in swept.stdout
     with Image.open(tmp_path / "sweep" / "sweep.png") as plot:
