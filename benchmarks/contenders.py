@@ -119,14 +119,16 @@ def read_predictions(path: Path) -> Predictions:
 def process(command: list[str | Path], request: object, warm_up: object, **environment: str) -> tuple:
     """Starts a process at its first round and keeps it. Returns how to measure it, and how to end it.
 
-    It reads one line of JSON, works, and answers with one; `warm_up` is asked first and does not count.
+    It reads one line of JSON, works, and answers with one; `warm_up`, where there is one, is asked first
+    and does not count.
     """
     running: list[subprocess.Popen[str]] = []
 
     def measure(contender: Contender) -> dict[str, float]:
         if not running:
             running.append(start(command, environment))
-            ask(running[0], warm_up)
+            if warm_up is not None:
+                ask(running[0], warm_up)
         figures = ask(running[0], request)
         if "rows" in figures:
             names = [os.path.basename(path) for path in request]
@@ -135,7 +137,8 @@ def process(command: list[str | Path], request: object, warm_up: object, **envir
         return {quantity: figures[key] for key, quantity in named.items() if key in figures}
 
     def end() -> None:
-        for one in running:
+        while running:
+            one = running.pop()
             one.stdin.close()
             try:
                 one.wait(60)
@@ -202,7 +205,7 @@ def no_op(data: Path, files: int, output: Path) -> Callable:
         if job.returncode or summary["rows"] != files:
             raise LeftOut(f"exit code {job.returncode}, {summary['rows']} rows")
         peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-        rate = files / summary["seconds_scoring"]
+        rate = files / max(0.01, summary["seconds_scoring"])  # which has two digits
         return {RATE: rate, MEMORY: peak, SECONDS: time.perf_counter() - begin}
 
     return measure

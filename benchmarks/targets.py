@@ -71,7 +71,7 @@ class Comparison:
 
 
 def compare(contenders: list[Contender]) -> tuple[list[Comparison], list[str]]:
-    """The rows for all that was measured, and one line for each target that was not."""
+    """The rows for all that was measured, and a line for each target of which only one side was."""
     found = {(one.name, one.model): one for one in contenders}
     comparisons, missing = [], []
     for target in TARGETS:
@@ -80,8 +80,9 @@ def compare(contenders: list[Contender]) -> tuple[list[Comparison], list[str]]:
             peers = [found[name, model] for name in target.peers if (name, model) in found]
             peers = [peer for peer in peers if peer.values(target.quantity)]
             if not ours or not ours.values(target.quantity) or (target.peers and not peers):
-                versus = " or ".join(target.peers) or "a figure"
-                missing.append(f"{target.ours} against {versus}" + f" ({model})" * bool(model))
+                if ours or any((name, model) in found for name in target.peers):
+                    versus = " or ".join(target.peers) or "a figure"
+                    missing.append(f"{target.ours} against {versus}" + f" ({model})" * bool(model))
                 continue
             peer = best(peers, target.quantity) if peers else None
             comparisons.append(Comparison(target, ours, peer, paired(target, ours, peer)))

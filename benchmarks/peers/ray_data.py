@@ -52,7 +52,8 @@ class OpenVino:
 for paths in requests():
     # Started for each run: its own processes would take time from the others while it waits.
     ray.init(num_cpus=2 + arguments.actors, include_dashboard=False, logging_level=logging.ERROR)
-    blocks = max(2, len(paths) // 32)
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 600  # all of them, before the first image
+    blocks = max(2, len(paths) // arguments.batch)
     photos = ray.data.from_items(paths, override_num_blocks=blocks).map_batches(
         read, batch_size=arguments.batch
     )
