@@ -6,6 +6,7 @@ Every contender runs once in each round, so that what else the machine does touc
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -19,8 +20,12 @@ from local_workspace.errors import UserError
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     try:
         return benchmark(parse())
+    except KeyboardInterrupt:
+        say("interrupted: nothing was written")
+        return 130
     except UserError as error:
         say(f"error: {error.message}\n\nhint: {error.hint}")
         return 2

@@ -60,7 +60,7 @@ for paths in requests():
     scored = photos.map_batches(
         OnnxRuntime if arguments.model.endswith(".onnx") else OpenVino,
         batch_size=arguments.batch,
-        concurrency=arguments.actors,
+        compute=ray.data.ActorPoolStrategy(size=arguments.actors),
         num_cpus=1,
     )
     times, found = [], {}
