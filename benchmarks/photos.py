@@ -64,8 +64,11 @@ def write_large(photos: list[Path], folder: Path) -> list[Path]:
 
 
 def write_empty(count: int, folder: Path) -> None:
+    """Hard links to one empty file in each folder: to make a million files can take ten minutes."""
     for number in range(count):
         if number % FILES_A_FOLDER == 0:
-            inner = folder / f"{number // FILES_A_FOLDER:04}"
-            inner.mkdir(parents=True)
-        os.close(os.open(inner / f"{number:07}.jpeg", os.O_CREAT | os.O_WRONLY))
+            first = folder / f"{number // FILES_A_FOLDER:04}" / f"{number:07}.jpeg"
+            first.parent.mkdir(parents=True)
+            first.touch()
+        else:
+            os.link(first, first.with_name(f"{number:07}.jpeg"))
