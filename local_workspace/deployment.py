@@ -7,6 +7,7 @@ The schema is that of azure-ai-ml 1.35.2; the defaults are the service's, since 
 from __future__ import annotations
 
 import os
+import reprlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ MLFLOW_DRIVER = Path(__file__).parent / "mlflow_driver" / "batch_driver.py"
 MODEL, MLFLOW_MODEL = "model", "mlflow-model"
 MOST = 2**31 - 1  # the service's integers have 32 bits
 LONGEST_NAME = 255  # bytes, of a file
+MOST_ALIASES = 20  # of one YAML: with many, a few lines of it can become a value of gigabytes
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,25 @@ class Deployment:
         return max(1, self.max_retries)
 
 
+class Loader(yaml.SafeLoader):
+    """The loader of yaml.safe_load(), with a limit on aliases."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > MOST_ALIASES:
+            raise ValueError(f"more than {MOST_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+
 class Section:
     """One mapping of the YAML, which knows its place for the errors."""
 
     def __init__(self, path: Path, prefix: str, values: Any) -> None:
         self.path, self.prefix, self.values = path, prefix, values
         if not isinstance(values, dict):
-            raise UserError(f"{path}: {prefix.rstrip('.') or 'it'} is {values!r}, expected a mapping")
+            raise UserError(f"{path}: {prefix.rstrip('.') or 'it'} is {shown(values)}, expected a mapping")
 
     def section(self, key: str) -> Section:
         return Section(self.path, f"{self.prefix}{key}.", self.values.get(key, {}))
@@ -89,7 +103,7 @@ class Section:
         for key in self.values:
             if key not in allowed:
                 expected = ", ".join(sorted(allowed))
-                raise UserError(f"{self.path}: unknown key {self.prefix}{key}, expected one of: {expected}")
+                raise UserError(f"{self.path}: unknown key {self.place(key)}, expected one of: {expected}")
 
     def integer(self, key: str, default: int, least: int) -> int:
         value = self.values.get(key, default)
@@ -119,9 +133,22 @@ class Section:
             self.refuse(key, "the name of a file, without a folder")
         return name
 
+    def place(self, key: Any) -> str:
+        return self.prefix + (key if isinstance(key, str) else shown(key))
+
     def refuse(self, key: str, expected: str) -> None:
-        found = repr(self.values[key]) if key in self.values else "missing"
-        raise UserError(f"{self.path}: {self.prefix}{key} is {found}, expected {expected}")
+        found = shown(self.values[key]) if key in self.values else "missing"
+        raise UserError(f"{self.path}: {self.place(key)} is {found}, expected {expected}")
+
+
+def shown(value: Any) -> str:
+    """repr() of `value`, cut short."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 2, 200, 200
+    try:
+        return brief.repr(value)
+    except ValueError:  # Python prints no numbers of more than 4300 digits; YAML has them in hexadecimal
+        return "a number of thousands of digits"
 
 
 def read_deployment(path: Path, changes: list[str]) -> tuple[Deployment, list[str]]:
@@ -252,7 +279,7 @@ def read_yaml(path: Path) -> Any:
 
 def parse_yaml(text: str, place: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except Exception as error:  # the parser lets through what a wrong value raises: a KeyError for `!!bool x`
         raise UserError(f"{place}: not readable as YAML: {' '.join(str(error).split())}") from None
 
@@ -267,5 +294,5 @@ def assign(root: Section, change: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UserError(f"--set {change}: {section} in {root.path} holds {values!r}, not a mapping")
+            raise UserError(f"--set {change}: {section} in {root.path} holds {shown(values)}, not a mapping")
     values[key] = text if "environment_variables" in sections else parse_yaml(text, f"--set {change}")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import os
 import shutil
 import stat
@@ -46,6 +47,11 @@ STATE = ".local_workspace"
 MODEL_ENDINGS = ("saved_model.pb", ".keras", ".h5")
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp")
 
+# What zipfile raises for a file that is damaged, encrypted or of a method that Python lacks.
+UNZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, RuntimeError, ValueError),
+)
 MAX_ENTRIES = 20_000  # files in a zip; the article's have about 1000
 MAX_BYTES = 4 * 2**30  # unpacked; the article's have about 200 MB
 
@@ -216,7 +222,7 @@ def unzip(archive: Path, folder: Path) -> None:
             for entry, parts in [(entry, safe_parts(entry)) for entry in entries]:
                 if not entry.filename.endswith(("/", "\\")) and parts[:1] != ("__MACOSX",):
                     left -= extract(file, entry, folder.joinpath(*parts), left)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+    except UNZIP_ERRORS as error:
         raise UserError(f"cannot unpack {archive}: {error}", "download it again") from error
 
 

@@ -190,15 +190,6 @@ def a_map_of_scores(folder: Path) -> None:
     model.save(folder / "model.keras")
 
 
-def own_code(folder: Path, library: str, ending: str) -> None:
-    """A model file that carries Python code, which would run when it is loaded or called."""
-    import importlib
-
-    keras = importlib.import_module(library)
-    layers = [keras.layers.Input((SIDE, SIDE, 3)), keras.layers.Lambda(lambda x: x[:, 0, 0, :])]
-    keras.Sequential(layers).save(folder / f"model.{ending}")
-
-
 NO_MODEL = {
     "nothing": (lambda folder: None, "0 models, expected one .*found: nothing"),
     "no_model": (no_model, "0 models, expected one .*found: model, model/readme.txt"),
@@ -208,14 +199,9 @@ NO_MODEL = {
     "gray_input": (gray_input, r"it takes \(None, 32, 32, 1\), expected \(images, 32, 32, 3\)"),
     "oblong_input": (oblong_input, r"it takes \(None, 32, 64, 3\), expected \(images, 32, 32, 3\)"),
     "a_map_of_scores": (a_map_of_scores, r"the model returns .*32, 32, 3\), expected \(images, classes\)"),
-    "code in .keras": (lambda folder: own_code(folder, "keras", "keras"), "not a model"),
-    "code in .h5": (lambda folder: own_code(folder, "keras", "h5"), "not a model"),
-    "code in Keras 2's .keras": (lambda folder: own_code(folder, "tf_keras", "keras"), "not a model"),
-    "code in Keras 2's .h5": (lambda folder: own_code(folder, "tf_keras", "h5"), "not a model"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("case", NO_MODEL)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_model_is_said_with_what_was_found(

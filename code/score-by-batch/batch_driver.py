@@ -18,8 +18,10 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import keras
 import numpy as np
@@ -27,13 +29,19 @@ import pandas as pd
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-DEVICE_BATCH_SIZE = int(os.environ.get("DEVICE_BATCH_SIZE", "16"))  # images
+DEVICE_BATCH_SIZE = os.environ.get("DEVICE_BATCH_SIZE", "16")  # images
 IMAGE_FIT = os.environ.get("IMAGE_FIT", "crop")
 MIXED_PRECISION = os.environ.get("MIXED_PRECISION", "0")
 OUTPUT_FORMAT = os.environ.get("OUTPUT_FORMAT", "rows")
 DEFAULT_SIZE = 224  # pixels a side, for a model that takes images of any size
 DECODE_SIZE = 256  # pixels a side: a large JPEG is decoded at 1/2, 1/4 or 1/8, but not below this
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start a program (EPS)
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
+LARGE_PIXELS = 25_000_000  # of an image; Pillow reads larger ones one at a time, which bounds the memory
+MAX_BYTES = 2**29  # of a file
+MAX_SCANNED = 20_000_000_000  # pixels x scans of a JPEG, whose scans can be many and almost empty
+SCAN_BYTES = 10  # a scan has more
+MAX_SCANS = 100  # of a JPEG that TensorFlow reads; a photo has up to 12
 # A photo that is not upright: the EXIF tag 0x0112 in either byte order, or its like in XMP.
 TURNED = (
     r"\C*(\x12\x01\x03\x00\x01\x00\x00\x00[\x02-\x08]|\x01\x12\x00\x03\x00\x00\x00\x01\x00[\x02-\x08]"
@@ -42,17 +50,19 @@ TURNED = (
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in read_image()
 logger = logging.getLogger(__name__)
+large_images = Lock()
 
 
 def init() -> None:
     """Loads the model that Azure ML has placed under AZUREML_MODEL_DIR, and warms it up."""
-    global classify, image_size, paths, dataset
+    global classify, image_size, paths, dataset, device_batch_size
     if IMAGE_FIT not in ("crop", "stretch") or MIXED_PRECISION not in ("0", "1"):
         raise ValueError(f"{IMAGE_FIT=}, expected crop or stretch; {MIXED_PRECISION=}, expected 0 or 1")
     if OUTPUT_FORMAT not in ("rows", "parquet"):
         raise ValueError(f"{OUTPUT_FORMAT=}, expected rows or parquet")
-    if DEVICE_BATCH_SIZE < 1:
-        raise ValueError(f"{DEVICE_BATCH_SIZE=}, expected at least 1")
+    if not DEVICE_BATCH_SIZE.isdecimal() or int(DEVICE_BATCH_SIZE) < 1:
+        raise ValueError(f"{DEVICE_BATCH_SIZE=}, expected a whole number from 1")
+    device_batch_size = int(DEVICE_BATCH_SIZE)
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
@@ -65,9 +75,13 @@ def init() -> None:
     # Traced once, for all images: model.predict() would set up a pipeline at every call.
     images = tf.TensorSpec((None, image_size, image_size, 3))
     classify = tf.function(model, input_signature=[images], autograph=False)
-    scores = classify(tf.zeros((DEVICE_BATCH_SIZE, image_size, image_size, 3)))
-    if scores.ndim != 2:
-        raise ValueError(f"{path}: the model returns {scores.shape}, expected (images, classes)")
+    scores = classify(tf.zeros((device_batch_size, image_size, image_size, 3)))
+    numbers = scores.dtype.is_floating or scores.dtype.is_integer
+    if scores.ndim != 2 or len(scores) != device_batch_size or not scores.shape[1] or not numbers:
+        raise ValueError(
+            f"{path}: the model returns {scores.dtype.name} {scores.shape}, expected (images, classes) "
+            f"of numbers for {device_batch_size} images"
+        )
 
     # One pipeline for all mini-batches, whose paths run() puts into a variable: to build one for each
     # would cost as much as to score several images.
@@ -75,7 +89,7 @@ def init() -> None:
         paths = tf.Variable([], shape=(None,), dtype=tf.string, trainable=False)
     dataset = tf.data.Dataset.from_tensors(0).flat_map(list_paths).enumerate()
     dataset = dataset.map(decode_img, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-    dataset = dataset.batch(DEVICE_BATCH_SIZE).prefetch(1)
+    dataset = dataset.batch(device_batch_size).prefetch(1)
     logger.info("%s: %d pixels a side, %d classes, %d GPUs", path, image_size, scores.shape[1], len(gpus))
 
 
@@ -85,7 +99,8 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
     Returns file (its name), class (index of the highest score) and probability: a row for each image that
     could be scored, in the order given. Any other is logged and left out: Azure ML counts it as failed.
     """
-    encoded = [os.fsencode(path) for path in mini_batch]  # a name need not be UTF-8
+    # A name need not be UTF-8. What is too large to be an image is not read: no file has an empty name.
+    encoded = [os.fsencode(path) if size_of(path) <= MAX_BYTES else b"" for path in mini_batch]
     paths.assign(tf.constant(encoded, tf.string, shape=(len(encoded),)))
     scored = {}  # position in the mini-batch: class, probability
     for positions, images in dataset:
@@ -93,8 +108,8 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
 
     left = [position for position in range(len(mini_batch)) if position not in scored]
     with ThreadPoolExecutor(max_workers=4) as threads:
-        for start in range(0, len(left), DEVICE_BATCH_SIZE):
-            positions = left[start : start + DEVICE_BATCH_SIZE]
+        for start in range(0, len(left), device_batch_size):
+            positions = left[start : start + device_batch_size]
             images = threads.map(read_or_log, [mini_batch[position] for position in positions])
             read = {position: image for position, image in zip(positions, images) if image is not None}
             if read:
@@ -127,6 +142,14 @@ def score(images: tf.Tensor) -> list[tuple[int, np.float32]]:
     return list(zip(probability.argmax(axis=1), probability.max(axis=1)))
 
 
+def size_of(path: str) -> int:
+    """Bytes of the file at `path`; 0 if there is none."""
+    try:
+        return os.path.getsize(path)
+    except OSError:  # read_image() will say why
+        return 0
+
+
 @tf.autograph.experimental.do_not_convert
 def list_paths(_: tf.Tensor) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(paths)
@@ -141,9 +164,10 @@ def decode_img(position: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     with tf.control_dependencies([tf.debugging.Assert(upright_jpeg, [path])]):
         shape = tf.cast(tf.image.extract_jpeg_shape(contents), tf.int64)
     short_side = tf.minimum(shape[0], shape[1])
-    with tf.control_dependencies(
-        [tf.debugging.Assert((shape[2] < 4) & (shape[0] * shape[1] <= MAX_PIXELS), [path])]
-    ):
+    pixels, size = shape[0] * shape[1], tf.cast(tf.strings.length(contents), tf.int64)
+    quick = tf.cond(pixels * size > MAX_SCANNED * SCAN_BYTES, lambda: has_few_scans(contents), lambda: True)
+    small = pixels <= MAX_PIXELS // 2
+    with tf.control_dependencies([tf.debugging.Assert((shape[2] < 4) & small & quick, [path])]):
         scale = sum(tf.cast(short_side // DECODE_SIZE >= ratio, tf.int32) for ratio in (2, 4, 8))
     decode = partial(tf.io.decode_jpeg, contents, channels=3, dct_method="INTEGER_ACCURATE")
     image = tf.switch_case(scale, [partial(decode, ratio=ratio) for ratio in (1, 2, 4, 8)])
@@ -154,6 +178,10 @@ def decode_img(position: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
         image = image[top : top + side, left : left + side]
     image = tf.transpose(resize_rows(image), (1, 0, 2))
     return position, tf.transpose(resize_rows(image), (1, 0, 2)) / 255
+
+
+def has_few_scans(contents: tf.Tensor) -> tf.Tensor:
+    return tf.size(tf.strings.split(contents, b"\xff\xda", maxsplit=MAX_SCANS + 1)) <= MAX_SCANS + 1
 
 
 def resize_rows(image: tf.Tensor) -> tf.Tensor:
@@ -179,27 +207,52 @@ def read_or_log(path: str) -> np.ndarray | None:
 
 def read_image(path: str) -> np.ndarray:
     """The image at `path` as the model takes it: float32 (size, size, 3) in [0, 1]."""
-    with Image.open(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
-        image.draft(image.mode, (DECODE_SIZE, DECODE_SIZE))
-        ImageOps.exif_transpose(image, in_place=True)
-        if IMAGE_FIT == "crop":
-            side = max(1, min(image.size) * 7 // 8)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        pixels = to_rgb(image).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
+    with Image.open(path, formats=FORMATS) as image:
+        refuse_bomb(image, size)
+        with large_images if image.width * image.height > LARGE_PIXELS else nullcontext():
+            return to_array(image)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    image.draft(image.mode, (DECODE_SIZE, DECODE_SIZE))
+    ImageOps.exif_transpose(image, in_place=True)
+    if IMAGE_FIT == "crop":
+        side = max(1, min(image.size) * 7 // 8)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    pixels = on_white(in_8_bits(image).resize((image_size, image_size), Image.Resampling.BILINEAR))
     return np.asarray(pixels, np.float32) / 255
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` with three channels of 8 bits; what is transparent becomes white."""
+def refuse_bomb(image: Image.Image, size: int) -> None:
+    """Raises ValueError if the image, in a file of `size` bytes, would take too much memory or time."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+    if image.format in ("JPEG", "MPO") and pixels * size > MAX_SCANNED * SCAN_BYTES:
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")
+        if pixels * scans > MAX_SCANNED:
+            raise ValueError(f"{scans:,} scans of {pixels:,} pixels, at most {MAX_SCANNED:,} in all are read")
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """`image` with three channels of 8 bits, and a fourth if something in it is transparent."""
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits to white instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no agreed range")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """`image` in RGB; what is transparent becomes white."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -221,7 +274,7 @@ def load_model(path: Path) -> tuple[Callable, int]:
     try:
         if path.is_dir():  # Keras 3 reads no SavedModel; TensorFlow reads those of Keras 2 and of Keras 3
             loaded = tf.saved_model.load(path)
-            ((name, spec),) = loaded.signatures["serving_default"].structured_input_signature[1].items()
+            name, spec = one_input(loaded)
             model, shape = lambda images: loaded.signatures["serving_default"](**{name: images}), spec.shape
         else:
             model = load_keras_model(path)
@@ -235,15 +288,28 @@ def load_model(path: Path) -> tuple[Callable, int]:
     return lambda images: tf.nest.flatten(model(images))[0], size
 
 
+def one_input(loaded: tf.Module) -> tuple[str, tf.TensorSpec]:
+    """Name and shape of what the SavedModel takes."""
+    if "serving_default" not in loaded.signatures:
+        raise ValueError(f"its signatures are {list(loaded.signatures)}, expected serving_default")
+    inputs = loaded.signatures["serving_default"].structured_input_signature[1]
+    if [spec.dtype for spec in inputs.values()] != [tf.float32]:
+        raise ValueError(f"it takes {list(inputs.values())}, expected one tensor of float32")
+    return next(iter(inputs.items()))
+
+
 def load_keras_model(path: Path) -> Callable:
     try:
         return keras.models.load_model(path, compile=False)
-    except Exception:
+    except Exception as error:
         if path.suffix == ".h5":  # Keras 2 would run the code that such a file can carry
             raise
         import tf_keras  # Keras 3 does not read every .keras that Keras 2 wrote
 
-        return tf_keras.models.load_model(path, compile=False)
+        try:
+            return tf_keras.models.load_model(path, compile=False)
+        except Exception as older:
+            raise ValueError(f"Keras 3: {error}; Keras 2: {older}") from older
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:

@@ -25,7 +25,11 @@ IMAGE_FIT = os.environ.get("IMAGE_FIT", "crop")
 MIXED_PRECISION = os.environ.get("MIXED_PRECISION", "0")
 DEFAULT_SIZE = 224  # pixels a side, for a model that takes images of any size
 DECODE_SIZE = 256  # pixels a side: a large JPEG is decoded at 1/2, 1/4 or 1/8, but not below this
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start a program (EPS)
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
+MAX_BYTES = 2**29  # of a file
+MAX_SCANNED = 20_000_000_000  # pixels x scans of a JPEG, whose scans can be many and almost empty
+SCAN_BYTES = 10  # a scan has more
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in read_image()
 logger = logging.getLogger(__name__)
@@ -49,8 +53,12 @@ def init() -> None:
     images = tf.TensorSpec((1, image_size, image_size, 3))
     classify = tf.function(model, input_signature=[images], autograph=False)
     scores = classify(tf.zeros((1, image_size, image_size, 3)))
-    if scores.ndim != 2:
-        raise ValueError(f"{path}: the model returns {scores.shape}, expected (images, classes)")
+    numbers = scores.dtype.is_floating or scores.dtype.is_integer
+    if scores.ndim != 2 or len(scores) != 1 or not scores.shape[1] or not numbers:
+        raise ValueError(
+            f"{path}: the model returns {scores.dtype.name} {scores.shape}, expected (images, classes) "
+            "of numbers for 1 image"
+        )
     logger.info("%s: %d pixels a side, %d classes, %d GPUs", path, image_size, scores.shape[1], len(gpus))
 
 
@@ -93,27 +101,47 @@ def read_ahead(paths: list[str]) -> Iterator[tuple[str, Future]]:
 
 def read_image(path: str) -> np.ndarray:
     """The image at `path` as the model takes it: float32 (size, size, 3) in [0, 1]."""
-    with Image.open(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
+    with Image.open(path, formats=FORMATS) as image:
+        refuse_bomb(image, size)
         image.draft(image.mode, (DECODE_SIZE, DECODE_SIZE))
         ImageOps.exif_transpose(image, in_place=True)
         if IMAGE_FIT == "crop":
             side = max(1, min(image.size) * 7 // 8)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side))
-        pixels = to_rgb(image).resize((image_size, image_size), Image.Resampling.BILINEAR)
+        pixels = on_white(in_8_bits(image).resize((image_size, image_size), Image.Resampling.BILINEAR))
     return np.asarray(pixels, np.float32) / 255
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` with three channels of 8 bits; what is transparent becomes white."""
+def refuse_bomb(image: Image.Image, size: int) -> None:
+    """Raises ValueError if the image, in a file of `size` bytes, would take too much memory or time."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+    if image.format in ("JPEG", "MPO") and pixels * size > MAX_SCANNED * SCAN_BYTES:
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")
+        if pixels * scans > MAX_SCANNED:
+            raise ValueError(f"{scans:,} scans of {pixels:,} pixels, at most {MAX_SCANNED:,} in all are read")
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """`image` with three channels of 8 bits, and a fourth if something in it is transparent."""
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits to white instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no agreed range")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """`image` in RGB; what is transparent becomes white."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -135,7 +163,7 @@ def load_model(path: Path) -> tuple[Callable, int]:
     try:
         if path.is_dir():  # Keras 3 reads no SavedModel; TensorFlow reads those of Keras 2 and of Keras 3
             loaded = tf.saved_model.load(path)
-            ((name, spec),) = loaded.signatures["serving_default"].structured_input_signature[1].items()
+            name, spec = one_input(loaded)
             model, shape = lambda images: loaded.signatures["serving_default"](**{name: images}), spec.shape
         else:
             model = load_keras_model(path)
@@ -149,15 +177,28 @@ def load_model(path: Path) -> tuple[Callable, int]:
     return lambda images: tf.nest.flatten(model(images))[0], size
 
 
+def one_input(loaded: tf.Module) -> tuple[str, tf.TensorSpec]:
+    """Name and shape of what the SavedModel takes."""
+    if "serving_default" not in loaded.signatures:
+        raise ValueError(f"its signatures are {list(loaded.signatures)}, expected serving_default")
+    inputs = loaded.signatures["serving_default"].structured_input_signature[1]
+    if [spec.dtype for spec in inputs.values()] != [tf.float32]:
+        raise ValueError(f"it takes {list(inputs.values())}, expected one tensor of float32")
+    return next(iter(inputs.items()))
+
+
 def load_keras_model(path: Path) -> Callable:
     try:
         return keras.models.load_model(path, compile=False)
-    except Exception:
+    except Exception as error:
         if path.suffix == ".h5":  # Keras 2 would run the code that such a file can carry
             raise
         import tf_keras  # Keras 3 does not read every .keras that Keras 2 wrote
 
-        return tf_keras.models.load_model(path, compile=False)
+        try:
+            return tf_keras.models.load_model(path, compile=False)
+        except Exception as older:
+            raise ValueError(f"Keras 3: {error}; Keras 2: {older}") from older
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:

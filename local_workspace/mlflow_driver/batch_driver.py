@@ -28,7 +28,11 @@ IMAGES = ("png", "jpg", "jpeg", "tiff", "bmp", "gif")
 TABLES = ("csv", "parquet", "pqt")
 MODES = {1: "L", 3: "RGB", 4: "RGBA", -1: "RGB"}  # of Pillow, by the channels that a signature asks for
 NO_SIGNATURE = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start a program (EPS)
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
+MAX_BYTES = 2**29  # of a file
+MAX_SCANNED = 20_000_000_000  # pixels x scans of a JPEG, whose scans can be many and almost empty
+SCAN_BYTES = 10  # a scan has more
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in read_image()
 logger = logging.getLogger(__name__)
@@ -120,11 +124,25 @@ def fit(image: np.ndarray, spec: TensorSpec, path: str) -> np.ndarray:
 
 def read_image(path: str, mode: str) -> np.ndarray:
     """The image at `path`, upright, as uint8 (height, width) or (height, width, channels) of `mode`."""
-    with Image.open(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
+    with Image.open(path, formats=FORMATS) as image:
+        refuse_bomb(image, size)
         ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(convert(image, mode))
+
+
+def refuse_bomb(image: Image.Image, size: int) -> None:
+    """Raises ValueError if the image, in a file of `size` bytes, would take too much memory or time."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
+    if image.format in ("JPEG", "MPO") and pixels * size > MAX_SCANNED * SCAN_BYTES:
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")
+        if pixels * scans > MAX_SCANNED:
+            raise ValueError(f"{scans:,} scans of {pixels:,} pixels, at most {MAX_SCANNED:,} in all are read")
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
