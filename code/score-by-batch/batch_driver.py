@@ -40,7 +40,6 @@ MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompress
 LARGE_PIXELS = 25_000_000  # of an image; Pillow reads larger ones one at a time, which bounds the memory
 MAX_BYTES = 2**29  # of a file
 MAX_SCANNED = 20_000_000_000  # pixels x scans of a JPEG, whose scans can be many and almost empty
-SCAN_BYTES = 10  # a scan has more
 MAX_SCANS = 100  # of a JPEG that TensorFlow reads; a photo has up to 12
 # A photo that is not upright: the EXIF tag 0x0112 in either byte order, or its like in XMP.
 TURNED = (
@@ -55,7 +54,7 @@ large_images = Lock()
 
 def init() -> None:
     """Loads the model that Azure ML has placed under AZUREML_MODEL_DIR, and warms it up."""
-    global classify, image_size, paths, dataset, device_batch_size
+    global classify, image_size, paths, pipeline, decoded, device_batch_size
     if IMAGE_FIT not in ("crop", "stretch") or MIXED_PRECISION not in ("0", "1"):
         raise ValueError(f"{IMAGE_FIT=}, expected crop or stretch; {MIXED_PRECISION=}, expected 0 or 1")
     if OUTPUT_FORMAT not in ("rows", "parquet"):
@@ -83,13 +82,14 @@ def init() -> None:
             f"of numbers for {device_batch_size} images"
         )
 
-    # One pipeline for all mini-batches, whose paths run() puts into a variable: to build one for each
+    # One pipeline for all mini-batches, each of which it takes from this variable: to set one up for each
     # would cost as much as to score several images.
     with tf.device("CPU"):
         paths = tf.Variable([], shape=(None,), dtype=tf.string, trainable=False)
-    dataset = tf.data.Dataset.from_tensors(0).flat_map(list_paths).enumerate()
-    dataset = dataset.map(decode_img, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-    dataset = dataset.batch(device_batch_size).prefetch(1)
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False  # it would take the next paths too early
+    pipeline = tf.data.Dataset.from_tensors(0).repeat().flat_map(decode_mini_batch).with_options(options)
+    decoded = iter(pipeline)
     logger.info("%s: %d pixels a side, %d classes, %d GPUs", path, image_size, scores.shape[1], len(gpus))
 
 
@@ -99,12 +99,19 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
     Returns file (its name), class (index of the highest score) and probability: a row for each image that
     could be scored, in the order given. Any other is logged and left out: Azure ML counts it as failed.
     """
+    global decoded
     # A name need not be UTF-8. What is too large to be an image is not read: no file has an empty name.
     encoded = [os.fsencode(path) if size_of(path) <= MAX_BYTES else b"" for path in mini_batch]
     paths.assign(tf.constant(encoded, tf.string, shape=(len(encoded),)))
     scored = {}  # position in the mini-batch: class, probability
-    for positions, images in dataset:
-        scored.update(zip(positions.numpy(), score(images)))
+    try:
+        positions, images = next(decoded)
+        while len(positions):
+            scored.update(zip(positions.numpy(), score(images)))
+            positions, images = next(decoded)
+    except Exception:
+        decoded = iter(pipeline)  # else the next run() would get what is left of this one
+        raise
 
     left = [position for position in range(len(mini_batch)) if position not in scored]
     with ThreadPoolExecutor(max_workers=4) as threads:
@@ -128,9 +135,8 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
 def write_parquet(frame: pd.DataFrame, paths: bytes) -> None:
     """Writes `frame` under a name made of the mini-batch's `paths`: tried again, it replaces its own file."""
     path = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], f"{hashlib.sha256(paths).hexdigest()[:32]}.parquet")
-    names = [
-        os.fsencode(name).decode(errors="backslashreplace") for name in frame["file"]
-    ]  # Parquet is UTF-8
+    # Parquet is UTF-8, as names of files need not be.
+    names = [os.fsencode(name).decode(errors="backslashreplace") for name in frame["file"]]
     partial = path.with_name(f".{path.stem}")  # readers of the folder pass over it
     frame.assign(file=names).to_parquet(partial, index=False)
     partial.replace(path)
@@ -151,8 +157,13 @@ def size_of(path: str) -> int:
 
 
 @tf.autograph.experimental.do_not_convert
-def list_paths(_: tf.Tensor) -> tf.data.Dataset:
-    return tf.data.Dataset.from_tensor_slices(paths)
+def decode_mini_batch(_: tf.Tensor) -> tf.data.Dataset:
+    """Batches (n,) of positions and (n, size, size, 3) of images of the JPEGs at `paths`; then one with n = 0."""
+    images = tf.data.Dataset.from_tensor_slices(paths).enumerate()
+    images = images.map(decode_img, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    images = images.batch(device_batch_size).prefetch(1)
+    end = (tf.zeros((0,), tf.int64), tf.zeros((0, image_size, image_size, 3)))
+    return images.concatenate(tf.data.Dataset.from_tensors(end))
 
 
 @tf.autograph.experimental.do_not_convert
@@ -164,10 +175,9 @@ def decode_img(position: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     with tf.control_dependencies([tf.debugging.Assert(upright_jpeg, [path])]):
         shape = tf.cast(tf.image.extract_jpeg_shape(contents), tf.int64)
     short_side = tf.minimum(shape[0], shape[1])
-    pixels, size = shape[0] * shape[1], tf.cast(tf.strings.length(contents), tf.int64)
-    quick = tf.cond(pixels * size > MAX_SCANNED * SCAN_BYTES, lambda: has_few_scans(contents), lambda: True)
-    small = pixels <= MAX_PIXELS // 2
-    with tf.control_dependencies([tf.debugging.Assert((shape[2] < 4) & small & quick, [path])]):
+    scans = tf.size(tf.strings.split(contents, b"\xff\xda", maxsplit=MAX_SCANS + 1)) - 1
+    small = (shape[0] * shape[1] <= MAX_PIXELS // 2) & (scans <= MAX_SCANS)
+    with tf.control_dependencies([tf.debugging.Assert((shape[2] < 4) & small, [path])]):
         scale = sum(tf.cast(short_side // DECODE_SIZE >= ratio, tf.int32) for ratio in (2, 4, 8))
     decode = partial(tf.io.decode_jpeg, contents, channels=3, dct_method="INTEGER_ACCURATE")
     image = tf.switch_case(scale, [partial(decode, ratio=ratio) for ratio in (1, 2, 4, 8)])
@@ -178,10 +188,6 @@ def decode_img(position: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
         image = image[top : top + side, left : left + side]
     image = tf.transpose(resize_rows(image), (1, 0, 2))
     return position, tf.transpose(resize_rows(image), (1, 0, 2)) / 255
-
-
-def has_few_scans(contents: tf.Tensor) -> tf.Tensor:
-    return tf.size(tf.strings.split(contents, b"\xff\xda", maxsplit=MAX_SCANS + 1)) <= MAX_SCANS + 1
 
 
 def resize_rows(image: tf.Tensor) -> tf.Tensor:
@@ -211,7 +217,7 @@ def read_image(path: str) -> np.ndarray:
     if size > MAX_BYTES:
         raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
     with Image.open(path, formats=FORMATS) as image:
-        refuse_bomb(image, size)
+        refuse_bomb(image)
         with large_images if image.width * image.height > LARGE_PIXELS else nullcontext():
             return to_array(image)
 
@@ -227,12 +233,12 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.asarray(pixels, np.float32) / 255
 
 
-def refuse_bomb(image: Image.Image, size: int) -> None:
-    """Raises ValueError if the image, in a file of `size` bytes, would take too much memory or time."""
+def refuse_bomb(image: Image.Image) -> None:
+    """Raises ValueError if the image would take too much memory or time."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
-    if image.format in ("JPEG", "MPO") and pixels * size > MAX_SCANNED * SCAN_BYTES:
+    if image.format in ("JPEG", "MPO"):
         image.fp.seek(0)
         scans = image.fp.read().count(b"\xff\xda")
         if pixels * scans > MAX_SCANNED:

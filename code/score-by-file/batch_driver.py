@@ -29,7 +29,6 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
 MAX_BYTES = 2**29  # of a file
 MAX_SCANNED = 20_000_000_000  # pixels x scans of a JPEG, whose scans can be many and almost empty
-SCAN_BYTES = 10  # a scan has more
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in read_image()
 logger = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ def read_image(path: str) -> np.ndarray:
     if size > MAX_BYTES:
         raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
     with Image.open(path, formats=FORMATS) as image:
-        refuse_bomb(image, size)
+        refuse_bomb(image)
         image.draft(image.mode, (DECODE_SIZE, DECODE_SIZE))
         ImageOps.exif_transpose(image, in_place=True)
         if IMAGE_FIT == "crop":
@@ -116,12 +115,12 @@ def read_image(path: str) -> np.ndarray:
     return np.asarray(pixels, np.float32) / 255
 
 
-def refuse_bomb(image: Image.Image, size: int) -> None:
-    """Raises ValueError if the image, in a file of `size` bytes, would take too much memory or time."""
+def refuse_bomb(image: Image.Image) -> None:
+    """Raises ValueError if the image would take too much memory or time."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
-    if image.format in ("JPEG", "MPO") and pixels * size > MAX_SCANNED * SCAN_BYTES:
+    if image.format in ("JPEG", "MPO"):
         image.fp.seek(0)
         scans = image.fp.read().count(b"\xff\xda")
         if pixels * scans > MAX_SCANNED:
