@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -16,13 +15,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from local_workspace.deployment import MLFLOW_MODEL, MODEL, Deployment, read_deployment
 from local_workspace.errors import UserError
-from local_workspace.executor import Counts, Executor, JobFailed
+from local_workspace.executor import Executor, JobFailed
 from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
+from local_workspace.journal import Counts, Journal
 from local_workspace.listing import list_input_files
+from local_workspace.resume import (
+    FOLDER,
+    deciding_settings,
+    is_completed,
+    keep_run,
+    only_run,
+    read_run,
+    write_json,
+)
 
 COMPLETED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 SAVE_MODEL = "`python code/score-with-mlflow/save_model.py model mlflow-model`"
@@ -42,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: outputs/ and the deployment's name"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    earlier.add_argument("--resume", action="store_true", help="go on where an earlier run stopped")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as settings.mini_batch_size=20"
     )
@@ -54,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def score(arguments: argparse.Namespace) -> int:
     """Scores, prints progress and a summary to stderr; returns the exit code.
 
-    Writes score/predictions.csv, failed.csv, summary.json and logs/ in the output folder. Raises
-    UserError for bad input.
+    Writes score/predictions.csv, failed.csv, summary.json and logs/ in the output folder, and what
+    --resume needs in .job/. Raises UserError for bad input.
     """
     begin = time.monotonic()
     deployment, warnings = read_deployment(arguments.deployment, arguments.set)
@@ -63,21 +75,45 @@ def score(arguments: argparse.Namespace) -> int:
         say(f"warning: {warning}")
     model = model_of(deployment, arguments)
     output = arguments.output or Path("outputs", deployment.name)
-    earlier = earlier_results(output, deployment, arguments.overwrite)
-    with tempfile.TemporaryDirectory(prefix="local_workspace_") as folder:
-        job = Job(
-            deployment=deployment,
-            run_id=str(uuid.uuid4()),
-            model_dir=Path(folder, "model"),
-            listing=Path(folder, "listing"),
-            output=output.absolute() / "score",
-            logs=output.absolute() / "logs",
-            init_timeout=arguments.init_timeout,
+    settings = deciding_settings(deployment, model, arguments.data)
+    kept = read_run(output, settings) if arguments.resume else None
+    if kept and is_completed(output):
+        say(f"{output}: completed already, nothing is left to resume")
+        print(results_of(output, deployment))
+        return COMPLETED
+    earlier = [] if kept else earlier_results(output, deployment, arguments.overwrite)
+    job = Job(
+        deployment=deployment,
+        run_id=kept["run_id"] if kept else str(uuid.uuid4()),
+        model_dir=output.absolute() / FOLDER / "model",
+        listing=output.absolute() / FOLDER / "listing",
+        output=output.absolute() / "score",
+        logs=output.absolute() / "logs",
+        init_timeout=arguments.init_timeout,
+    )
+    with tempfile.TemporaryFile("w+", encoding="ascii") as listing:  # it has no name: nothing is left of it
+        files = (
+            kept["files"] if kept else list_data(arguments.data, listing, subfolders=not deployment.is_mlflow)
         )
-        files = list_data(arguments.data, job.listing, subfolders=not deployment.is_mlflow)
-        lay_out_model(model, job.model_dir)
-        make_way(output, earlier)
-        return run(job, files, output, begin)
+        with open_output(output):
+            try:
+                if not kept:
+                    remove(job.listing.parent)
+                    job.listing.parent.mkdir(mode=0o700)
+                remove(job.model_dir)  # of a run that was killed
+                lay_out_model(model, job.model_dir)
+                if not kept:
+                    make_way(output, earlier)
+                    keep_run(output, listing, job.run_id, files, settings)
+                return run(job, files, output, begin)
+            finally:
+                remove(job.model_dir)
+
+
+def results_of(output: Path, deployment: Deployment) -> Path:
+    """predictions.csv, or the folder of a deployment whose script writes its results itself."""
+    append = deployment.output_action == "append_row"
+    return output / "score" / (deployment.output_file_name if append else "")
 
 
 def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
@@ -98,22 +134,38 @@ def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> li
     results = (output / "score" / deployment.output_file_name, output / "summary.json", output / "logs")
     earlier = [path for path in results if os.path.lexists(path)]
     if earlier and not overwrite:
-        raise UserError(f"{earlier[0]}: exists already", "choose another --output, or --overwrite it")
+        raise UserError(
+            f"{earlier[0]}: exists already",
+            "choose another --output, or --overwrite it; --resume goes on with a run that did not end",
+        )
     return earlier
 
 
 def make_way(output: Path, earlier: list[Path]) -> None:
     """Removes the `earlier` results, once nothing can be wrong with the input any more."""
+    for path in earlier:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """A file, a link, a folder and all that is in it, or nothing."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_output(output: Path) -> Iterator[None]:
+    """Makes the `output` folder this run's own. Raises UserError where it cannot be written."""
     try:
-        for path in earlier:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        (output / "score").mkdir(parents=True, exist_ok=True)
-        (output / "logs").mkdir()
+        output.mkdir(parents=True, exist_ok=True)
+        with only_run(output):
+            yield
     except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error}", "choose another --output") from None
+        raise UserError(
+            f"{output}: cannot be written: {error}", "choose another --output, or make room and --resume"
+        ) from None
 
 
-def list_data(data: Path, listing: Path, subfolders: bool) -> int:
+def list_data(data: Path, listing: TextIO, subfolders: bool) -> int:
     """Lists the input, and says what is left out. Returns the number of files."""
     if not os.path.exists(data):
         raise UserError(f"{data}: no such folder, expected the files to score", "name it with --data")
@@ -164,8 +216,14 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
     say(f"{deployment.name}: files: {files:,}, mini-batches: {mini_batches:,}, workers: {workers}")
     counts = Counts(files, mini_batches)
     status, cause, code = "Completed", "", COMPLETED
-    with JobLogs(job.logs, output / "failed.csv") as logs, progress(files) as on_progress:
-        executor = Executor(job, counts, logs, on_progress)
+    with (
+        open_journal(job, output, counts) as journal,
+        JobLogs(job.logs) as logs,
+        progress(counts) as on_progress,
+    ):
+        if counts.processed:
+            say(f"resumed: {counts.succeeded + counts.failed:,} of {files:,} files were done")
+        executor = Executor(job, journal, logs, on_progress)
         with stop_on_signals(executor):
             try:
                 executor.run()
@@ -174,10 +232,26 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
             except KeyboardInterrupt:
                 status, cause, code = "Canceled", "interrupted", INTERRUPTED
         summary = summarise(status, cause, counts, executor, time.monotonic() - begin, workers)
-        logs.result("\n".join(f"{key}: {value}" for key, value in summary.items()), cause)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        try:
+            logs.result("\n".join(f"{key}: {value}" for key, value in summary.items()), cause)
+            write_json(output / "summary.json", summary)
+        except OSError as error:
+            say(f"\nerror: {output}: the summary cannot be written: {error.strerror}")
+            code = code or FAILED
+    if code == COMPLETED:
+        remove(job.listing)
     print_summary(summary, output, job)
     return code
+
+
+def open_journal(job: Job, output: Path, counts: Counts) -> Journal:
+    """The journal of this run, or of the one that it resumes, whose `counts` it adds."""
+    (output / "summary.json").unlink(missing_ok=True)
+    job.output.mkdir(exist_ok=True)
+    append = job.deployment.output_action == "append_row"
+    predictions = job.output / job.deployment.output_file_name if append else None
+    journal = job.logs / "sys" / "job_report" / "processed_mini-batches.csv"
+    return Journal(predictions, output / "failed.csv", journal, counts)
 
 
 @contextmanager
@@ -198,18 +272,18 @@ def stop_on_signals(executor: Executor) -> Iterator[None]:
 
 
 @contextmanager
-def progress(files: int) -> Iterator[Callable[[Counts], None]]:
+def progress(counts: Counts) -> Iterator[Callable[[Counts], None]]:
     """A function that shows the counts: a bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        yield plain_progress()
+        yield plain_progress(counts)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task("", total=files, rate="")
-        rate = files_a_second()
+        shown = bar.add_task("", total=counts.files, rate="")
+        rate = files_a_second(counts.succeeded + counts.failed)
 
         def show(counts: Counts) -> None:
             done = counts.succeeded + counts.failed
@@ -218,8 +292,9 @@ def progress(files: int) -> Iterator[Callable[[Counts], None]]:
         yield show
 
 
-def plain_progress() -> Callable[[Counts], None]:
-    last, said, rate = time.monotonic(), 0, files_a_second()
+def plain_progress(counts: Counts) -> Callable[[Counts], None]:
+    last, said = time.monotonic(), counts.succeeded + counts.failed
+    rate = files_a_second(said)
 
     def show(counts: Counts) -> None:
         nonlocal last, said
@@ -232,15 +307,17 @@ def plain_progress() -> Callable[[Counts], None]:
     return show
 
 
-def files_a_second() -> Callable[[int], float]:
-    """The speed at which files are done, from the last moment at which none was: init() is not counted."""
+def files_a_second(resumed: int) -> Callable[[int], float]:
+    """The speed at which files are done after those of a `resumed` run, from the last moment at which none
+    was: init() is not counted.
+    """
     begin = time.monotonic()
 
     def rate(done: int) -> float:
         nonlocal begin
         now = time.monotonic()
-        begin = begin if done else now
-        return done / max(now - begin, 1e-3)
+        begin = begin if done > resumed else now
+        return (done - resumed) / max(now - begin, 1e-3)
 
     return rate
 
@@ -248,9 +325,12 @@ def files_a_second() -> Callable[[int], float]:
 def summarise(
     status: str, cause: str, counts: Counts, executor: Executor, seconds: float, workers: int
 ) -> dict:
-    """The figures of a job that has ended. `seconds_scoring` runs from the end of the first init() on."""
+    """The figures of a job that has ended. `seconds_scoring` runs from the end of the first init() on.
+
+    A resumed run counts all files, and its seconds and speed are its own.
+    """
     scoring = max(0.0, executor.last_finished - executor.first_ready)
-    rate = counts.succeeded / scoring if scoring else 0.0
+    rate = (counts.succeeded - executor.resumed) / scoring if scoring else 0.0
     kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "status": status,
@@ -277,13 +357,11 @@ def print_summary(summary: dict, output: Path, job: Job) -> None:
     )
     if failed:
         say(f"failed files and why: {output / 'failed.csv'}")
+    if left:
+        say("--resume goes on where this run stopped")
     if summary["status"] == "Failed":
         say(f"\nerror: the job failed: {summary['cause']}\n\nhint: the logs are in {output / 'logs'}")
-    print(
-        output
-        / "score"
-        / (job.deployment.output_file_name if job.deployment.output_action == "append_row" else "")
-    )
+    print(results_of(output, job.deployment))
 
 
 def say(text: str) -> None:

@@ -17,9 +17,10 @@ import pytest
 from local_workspace import executor, worker
 from local_workspace.__main__ import main
 from local_workspace.deployment import Deployment
-from local_workspace.executor import Counts, Executor
+from local_workspace.executor import Executor
 from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
+from local_workspace.journal import Counts, Journal
 
 # Every script of the tests begins with this. It runs in its own folder, where it keeps notes for the test.
 BEGINNING = """
@@ -676,12 +677,17 @@ def peak_memory(folder: Path, files: int) -> int:
     with (folder / "listing").open("w") as listing:
         listing.writelines(json.dumps(f"/data/{number:0100}.jpg") + "\n" for number in range(files))
     job = Job(deployment, "run", folder, folder / "listing", folder, folder / "logs", init_timeout=60)
-    with JobLogs(job.logs, folder / "failed.csv") as logs:
+    journal = folder / "logs" / "journal.csv"
+    with (
+        Journal(
+            folder / "predictions.csv", folder / "failed.csv", journal, Counts(files, files // 100)
+        ) as done,
+        JobLogs(job.logs) as logs,
+    ):
         tracemalloc.start()
         try:
-            scoring = Executor(job, Counts(files, files // 100), logs, on_progress=lambda counts: None)
-            scoring.run()
-            assert scoring.counts.rows == files
+            Executor(job, done, logs, on_progress=lambda counts: None).run()
+            assert done.counts.rows == files
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -15,12 +15,17 @@ from hypothesis import strategies as st
 
 from local_workspace import listing
 from local_workspace.errors import UserError
-from local_workspace.listing import MiniBatch, list_input_files, read_paths, split_into_mini_batches
+from local_workspace.listing import MiniBatch, read_paths, split_into_mini_batches
 
 # What a path can be: any text, with a surrogate for each byte that is not UTF-8.
 PATHS = st.text(
     st.characters(exclude_categories=["Cs"]) | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
 )
+
+
+def list_input_files(data: Path, path: Path, **options: bool) -> tuple[int, list[str]]:
+    with path.open("w", encoding="ascii") as lines:
+        return listing.list_input_files(data, lines, **options)
 
 
 def read_all(path: Path, size: int = 7) -> list[str]:
