@@ -171,6 +171,7 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()
         self._guard.note(self.process.pid)
+        self.shorten_logs()
         os.close(self._orders)
         os.close(self.answers)
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 JOURNAL = (
     *("mini_batch", "files", "rows", "failed_files", "attempts", "instance", "process", "seconds"),
@@ -94,7 +94,8 @@ class Journal:
                 self._failed.append(as_csv((file, mini_batch, reason) for file, reason in failed))
             now = self._lengths()
             line = (mini_batch, files, rows, len(failed), *how, now.predictions, now.failed)
-            self._journal.append(as_csv([line]))
+            # No field needs quotes, and csv.writer takes four times as long.
+            self._journal.append(as_bytes(",".join(map(str, line)) + "\r\n"))
         except OSError:
             self._cut(before)
             raise
@@ -135,8 +136,7 @@ class Journal:
                 yield lengths, tuple(counted)
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(NamedTuple):
     """Of the files of a job, in bytes."""
 
     journal: int = 0

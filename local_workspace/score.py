@@ -91,11 +91,13 @@ def score(arguments: argparse.Namespace) -> int:
         logs=output.absolute() / "logs",
         init_timeout=arguments.init_timeout,
     )
-    with tempfile.TemporaryFile("w+", encoding="ascii") as listing:  # it has no name: nothing is left of it
+    # The file has no name: nothing is left of it, whatever ends this process.
+    with writable(output), tempfile.TemporaryFile("w+", encoding="ascii") as listing:
         files = (
             kept["files"] if kept else list_data(arguments.data, listing, subfolders=not deployment.is_mlflow)
         )
-        with open_output(output):
+        output.mkdir(parents=True, exist_ok=True)
+        with only_run(output):
             try:
                 if not kept:
                     remove(job.listing.parent)
@@ -153,16 +155,14 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def open_output(output: Path) -> Iterator[None]:
-    """Makes the `output` folder this run's own. Raises UserError where it cannot be written."""
+def writable(output: Path) -> Iterator[None]:
+    """Raises UserError where `output`, or a temporary file, cannot be written."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with only_run(output):
-            yield
+        yield
     except OSError as error:
-        raise UserError(
-            f"{output}: cannot be written: {error}", "choose another --output, or make room and --resume"
-        ) from None
+        place = output if error.filename else f"{output} or {tempfile.gettempdir()}"
+        hint = "choose another --output, or make room and --resume"
+        raise UserError(f"{place}: cannot be written: {error}", hint) from None
 
 
 def list_data(data: Path, listing: TextIO, subfolders: bool) -> int:

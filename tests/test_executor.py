@@ -326,6 +326,20 @@ def test_a_row_names_its_file_by_name_or_path_in_any_kind_of_result(result: obje
     assert missing == [("/data/b.jpg", "b.jpg: broken")]
 
 
+@pytest.mark.parametrize(
+    ("rows", "failed"),
+    [
+        (["a b.jpg 3"], "/data/b.jpg"),
+        (["b.jpg 3"], "/data/a b.jpg"),
+        (["7: /data/a b.jpg"], "/data/b.jpg"),
+        ([("a b.jpg", 3)], "/data/b.jpg"),
+    ],
+)
+def test_a_row_is_about_the_longest_name_in_it(rows: list, failed: str) -> None:
+    found = worker.explain(1, ["/data/a b.jpg", "/data/b.jpg"], rows, worker.deque())
+    assert found == [(failed, "no row, and nothing in the log names it")]
+
+
 def test_more_rows_than_files_are_kept_and_the_files_counted_once(tmp_path: Path) -> None:
     run = score(tmp_path, "def run(mini_batch): return [1, 2, 3]", 2, mini_batch_size=2)
     assert run.rows == ["1", "2", "3"]
