@@ -148,7 +148,7 @@ class Worker:
         if not data.endswith(b"\n"):
             return None
         try:
-            answer = json.loads(self._received)
+            answer = json.loads(self._received.decode())
             order = answer.pop("order")
         except (ValueError, TypeError, AttributeError, KeyError):
             raise EOFError from None

@@ -219,10 +219,8 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
     with (
         open_journal(job, output, counts) as journal,
         JobLogs(job.logs) as logs,
-        progress(counts) as on_progress,
+        progress(files, counts.succeeded + counts.failed) as on_progress,
     ):
-        if counts.processed:
-            say(f"resumed: {counts.succeeded + counts.failed:,} of {files:,} files were done")
         executor = Executor(job, journal, logs, on_progress)
         with stop_on_signals(executor):
             try:
@@ -251,7 +249,10 @@ def open_journal(job: Job, output: Path, counts: Counts) -> Journal:
     append = job.deployment.output_action == "append_row"
     predictions = job.output / job.deployment.output_file_name if append else None
     journal = job.logs / "sys" / "job_report" / "processed_mini-batches.csv"
-    return Journal(predictions, output / "failed.csv", journal, counts)
+    opened = Journal(predictions, output / "failed.csv", journal, counts)
+    if counts.processed:
+        say(f"resumed: {counts.succeeded + counts.failed:,} of {counts.files:,} files were done")
+    return opened
 
 
 @contextmanager
@@ -272,18 +273,18 @@ def stop_on_signals(executor: Executor) -> Iterator[None]:
 
 
 @contextmanager
-def progress(counts: Counts) -> Iterator[Callable[[Counts], None]]:
+def progress(files: int, resumed: int) -> Iterator[Callable[[Counts], None]]:
     """A function that shows the counts: a bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        yield plain_progress(counts)
+        yield plain_progress(resumed)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        shown = bar.add_task("", total=counts.files, rate="")
-        rate = files_a_second(counts.succeeded + counts.failed)
+        shown = bar.add_task("", total=files, rate="")
+        rate = files_a_second(resumed)
 
         def show(counts: Counts) -> None:
             done = counts.succeeded + counts.failed
@@ -292,9 +293,8 @@ def progress(counts: Counts) -> Iterator[Callable[[Counts], None]]:
         yield show
 
 
-def plain_progress(counts: Counts) -> Callable[[Counts], None]:
-    last, said = time.monotonic(), counts.succeeded + counts.failed
-    rate = files_a_second(said)
+def plain_progress(resumed: int = 0) -> Callable[[Counts], None]:
+    last, said, rate = time.monotonic(), resumed, files_a_second(resumed)
 
     def show(counts: Counts) -> None:
         nonlocal last, said

@@ -1,4 +1,4 @@
-"""Whatever happens, each file ends as a row or as a failure with a reason, the job ends, and nothing is left over.
+"""Whatever happens, each file ends as a row or as a failure with a reason, and the job ends.
 
 Each fault is real, and strikes at the first, a middle and the last of 300 mini-batches. The command line is a
 process of its own, which has to end within a minute.

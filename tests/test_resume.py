@@ -90,7 +90,7 @@ def test_an_executor_that_is_killed_again_and_again_loses_and_repeats_nothing(tm
     expected = undisturbed(tmp_path)
     (tmp_path / "temporary").mkdir()
     write_deployment(tmp_path, SCRIPT, 0, **SETTINGS, environment_variables={"SECONDS": "0.02"})
-    assert kill_and_resume(tmp_path, random.Random(6), kills=int(os.environ.get("KILLS", "8"))) > 3
+    assert kill_and_resume(tmp_path, random.Random(6), kills=8) > 3
     assert list((tmp_path / "temporary").iterdir()) == []
     assert_complete(resume(tmp_path), expected)
 
