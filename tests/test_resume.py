@@ -99,14 +99,16 @@ def test_an_executor_that_is_killed_again_and_again_loses_and_repeats_nothing(tm
 def test_a_canceled_job_is_resumed_also_when_later_mini_batches_were_written(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    hangs = SCRIPT.replace("number % 9", "number == 60 and not time.sleep(60) or number % 9")
+    hangs = SCRIPT.replace(
+        "    time.sleep", "    note(number)\n    if number == 60: time.sleep(60)\n    time.sleep"
+    )
     with scoring(tmp_path, hangs, NAMES, **SETTINGS) as job:
-        overview = tmp_path / "output" / "logs" / "sys" / "job_report" / "processed_mini-batches.csv"
-        wait_until(lambda: overview.exists() and overview.read_bytes().count(b"\n") == 21)
+        wait_until(lambda: "240" in read_notes(tmp_path))
         job.send_signal(number)
         assert job.wait(20) == 130
-    assert Run(130, tmp_path, "", "").summary["status"] == "Canceled"
-    assert Run(130, tmp_path, "", "").processed[-1]["mini_batch"] > "20", "there is a gap"
+    canceled = Run(130, tmp_path, "", "")
+    assert canceled.summary["status"] == "Canceled"
+    assert [row["mini_batch"] for row in canceled.processed][19:21] == ["19", "21"], "there is a gap"
     expected = undisturbed(tmp_path)
     assert_complete(resume(tmp_path), expected)
 
@@ -178,9 +180,8 @@ def test_a_full_disk_fails_the_job_which_keeps_whole_rows_and_can_be_resumed(tmp
         assert "\nerror: the job failed: " in run.stderr
         assert "File too large\n\nhint: " in run.stderr
         rows, failed = results(tmp_path / "output")
-        assert expected[0].startswith(rows)
-        assert expected[1].startswith(failed)
-        assert rows.endswith(b"\n")
+        assert set(rows.splitlines()) <= set(expected[0].splitlines()), "whole ones"
+        assert set(failed.splitlines()) <= set(expected[1].splitlines())
         assert run.summary["rows"] == rows.count(b"\n")
         assert run.summary["failed"] == failed.count(b"\r\n") - 1
         full.append(len(rows))
