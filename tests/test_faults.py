@@ -4,7 +4,6 @@ Each fault is real, and strikes at the first, a middle and the last of 300 mini-
 process of its own, which has to end within a minute.
 """
 
-import ctypes
 import errno
 import json
 import os
@@ -256,24 +255,22 @@ def hang(where):
 # --- input and output
 
 
-def drop_privileges() -> None:
-    """In a child process: root loses its right to pass over the permissions of files."""
-    drop_from_bounding_set, override, search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, _READ_SEARCH
-    if sys.platform == "linux":
-        for capability in (override, search):
-            ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
-
-
-def run_unprivileged(folder: Path, *arguments: str) -> Run:
-    job = subprocess.run(
-        [*command(folder), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=drop_privileges,
-    )
+def run_after(preparation: str, folder: Path, *arguments: str) -> Run:
+    """The command line in a process that has changed its own limits first."""
+    begin, go_on = "import ctypes, os, resource, sys", "os.execv(sys.argv[1], sys.argv[1:])"
+    start = f"{begin}\n{preparation}\n{go_on}"
+    command_line = [sys.executable, "-c", start, *command(folder), *arguments]
+    job = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=60)
     return Run(job.returncode, folder, job.stdout, job.stderr)
+
+
+# Root loses its right to pass over the permissions of files: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and
+# CAP_DAC_READ_SEARCH. Anyone else has none, and changes nothing.
+UNPRIVILEGED = """
+if sys.platform == "linux":
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+"""
 
 
 # Leaves out what it cannot read, as the scripts of this repository do.
@@ -295,12 +292,12 @@ def test_a_file_that_may_not_be_read_has_failed_and_a_folder_is_an_error(tmp_pat
     write_deployment(tmp_path, READS, NAMES, mini_batch_size=BATCH)
     for name in NAMES[::7]:
         (tmp_path / "data" / name).chmod(0)
-    run = run_unprivileged(tmp_path)
+    run = run_after(UNPRIVILEGED, tmp_path)
     assert list(run.failed) == NAMES[::7]
     assert all("Permission denied" in reason for reason in run.failed.values())
     assert run.rows == [name for name in NAMES if name not in run.failed]
     (tmp_path / "data" / "closed").mkdir(mode=0)
-    closed = run_unprivileged(tmp_path, "--overwrite")
+    closed = run_after(UNPRIVILEGED, tmp_path, "--overwrite")
     assert (closed.code, closed.summary) == (2, run.summary), "the earlier results stay"
     assert "data/closed: cannot be read: Permission denied\n" in closed.stderr
 
@@ -317,7 +314,7 @@ def test_an_output_that_cannot_be_written_is_an_error(
     if "--resume" in arguments:
         score(tmp_path, "def run(mini_batch): return mini_batch[1:]", 3, error_threshold=0)
     (tmp_path / closed).chmod(0o555)
-    run = run_unprivileged(tmp_path, *(argument.format(tmp_path) for argument in arguments))
+    run = run_after(UNPRIVILEGED, tmp_path, *(argument.format(tmp_path) for argument in arguments))
     (tmp_path / closed).chmod(0o755)
     assert run.code == 2
     assert "\nerror: " in run.stderr

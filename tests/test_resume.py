@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_executor import Run, is_alive, read_notes, score, wait_until, write_deployment
+from test_faults import run_after
 from test_score import ROOT, command, run_command, scoring
 
 # Rows of many lengths, mini-batches that raise, and files without a row; by name alone, so always the same.
@@ -158,15 +158,7 @@ def test_what_was_written_of_a_mini_batch_that_does_not_count_is_cut_off(tmp_pat
 
 def run_with_room(folder: Path, most: int, *arguments: str) -> Run:
     """The command line where no file can become longer than `most` bytes, as on a full disk."""
-    job = subprocess.run(
-        [*command(folder), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
-    )
-    return Run(job.returncode, folder, job.stdout, job.stderr)
+    return run_after(f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))", folder, *arguments)
 
 
 def test_a_full_disk_fails_the_job_which_keeps_whole_rows_and_can_be_resumed(tmp_path: Path) -> None:
