@@ -7,11 +7,12 @@
 # On this machine:  python -m local_workspace run -- ./deploy-and-run.sh
 #
 # The endpoint that this run makes is deleted at the end; --keep keeps it (idle, it costs nothing). When a
-# step fails, or on Ctrl-C, it is deleted too and a job that still runs is cancelled. An endpoint that was
-# there before is never deleted. Cluster, model, data and jobs stay, so running it again is quick.
+# step fails, or on Ctrl-C, SIGTERM or SIGHUP, it is deleted too and a job that still runs is cancelled. An
+# endpoint that was there before is never deleted. Cluster, model, data and jobs stay: the next run is quick.
 #
 # Other names: ENDPOINT_NAME, MODEL_NAME and COMPUTE_NAME in the environment.
-# Exit codes: 0 done, 1 failed, 2 something is missing and nothing was created, 130 interrupted.
+# Exit codes: 0 done, 1 failed, 2 something is missing and nothing was created, 130 interrupted (SIGTERM: 143,
+# SIGHUP: 129).
 #
 # The lines `# <name>` and `# </name>` hold the snippets of the article: each works pasted alone.
 set -euo pipefail
@@ -26,7 +27,8 @@ STEP="checking what is needed"
 PROBLEMS=0
 KEEP_ENDPOINT=no
 MADE_ENDPOINT=""                     # the endpoint that this run made, until it is deleted
-RUNNING_JOB=""
+JOB_NAME=""                          # the job that was started last
+FINISHED_JOB=""                      # the job that is known to have ended
 
 step() {
     STEP="$1"
@@ -43,7 +45,36 @@ missing() {
 }
 
 has() {
-    command -v "$1" > /dev/null 2>&1
+    type -P "$1" > /dev/null
+}
+
+# Runs a program on which no signal acts: this script acts on the signal when the program has ended.
+to_its_end() {
+    (trap '' INT TERM HUP && command "$@")
+}
+
+# What makes an endpoint or a job is not cut off: only what is known can be deleted. Nor is a download, which
+# would leave half a table. Streaming may take hours: bash acts on a signal at once where it only waits.
+az() {
+    case "$*" in
+        "ml batch-endpoint create "* | "ml batch-endpoint invoke "* | "ml job download "*) to_its_end az "$@" ;;
+        "ml job stream "*)
+            set -m  # a process group of its own, which clean_up can end
+            command az "$@" < /dev/null &
+            set +m
+            wait "$!"
+            ;;
+        *) command az "$@" ;;
+    esac
+}
+
+# Nothing is left half unpacked. unzip itself refuses to leave the folder by `..`, but makes links out of it.
+unzip() {
+    if [ "$1" = -oq ] && command unzip -Z "$2" | grep '^l' >&2; then
+        complain "$2 holds links: see above" "delete it and download it again"
+        return 1
+    fi
+    to_its_end unzip "$@"
 }
 
 check_programs() {
@@ -80,7 +111,7 @@ require_completed() {
         sleep 10
         status="$(az ml job show --name "$1" --query status --output tsv)"
     done
-    RUNNING_JOB=""
+    FINISHED_JOB="$1"
     if [ "$status" != Completed ]; then
         explain_failure "$1" "$status"
         exit 1
@@ -184,22 +215,34 @@ show_table() {
     '
 }
 
+cancel_job() {
+    printf 'Cancelling the job %s\n' "$JOB_NAME" >&2
+    az ml job cancel --name "$JOB_NAME" ||
+        complain "the job $JOB_NAME may still run" "az ml job cancel --name $JOB_NAME"
+}
+
+# Azure may refuse while it still works on the endpoint, hence not once only; the pauses are in seconds.
 delete_made_endpoint() {
+    local pause
     printf 'Deleting the endpoint %s\n' "$MADE_ENDPOINT" >&2
-    az ml batch-endpoint delete --name "$MADE_ENDPOINT" --yes ||
-        complain "the endpoint $MADE_ENDPOINT may still be there" \
-            "az ml batch-endpoint delete --name $MADE_ENDPOINT --yes"
+    for pause in 10 30 0; do
+        az ml batch-endpoint delete --name "$MADE_ENDPOINT" --yes && return
+        sleep "$pause"
+    done
+    complain "the endpoint $MADE_ENDPOINT may still be there" \
+        "az ml batch-endpoint delete --name $MADE_ENDPOINT --yes"
 }
 
 clean_up() {
     local exit_code=$?
-    trap '' INT TERM HUP  # a second Ctrl-C must not leave the endpoint behind
+    trap '' INT TERM HUP PIPE  # neither a second Ctrl-C nor a closed terminal may leave the endpoint behind,
+    set +e                     # nor a line that could not be printed
     rm -f model.zip.part imagenet-1000.zip.part
     if [ "$exit_code" -ne 0 ]; then
         printf '\nStopped with exit code %s while %s\n' "$exit_code" "$STEP" >&2
-        if [ -n "$RUNNING_JOB" ]; then
-            printf 'Cancelling the job %s\n' "$RUNNING_JOB" >&2
-            az ml job cancel --name "$RUNNING_JOB" || true
+        kill %% 2> /dev/null  # streaming, if that is what was interrupted
+        if [ -n "$JOB_NAME" ] && [ "$JOB_NAME" != "$FINISHED_JOB" ]; then
+            cancel_job
         fi
         if [ -n "$MADE_ENDPOINT" ]; then
             delete_made_endpoint
@@ -233,6 +276,10 @@ COMPUTE_NAME="${COMPUTE_NAME:-gpu-cluster}"
 ENDPOINT_NAME="${ENDPOINT_NAME:-imagenet-classifier-batch-$(od -An -N3 -tx1 /dev/urandom | tr -d ' \n')}"
 # </name_endpoint>
 
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
 check_programs
 if has az; then
     check_az
@@ -243,9 +290,6 @@ if [ "$PROBLEMS" -gt 0 ]; then
 fi
 
 trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
 export AZURE_CORE_OUTPUT=none  # what a command made is printed only where it is asked for
 
 step "downloading the model"
@@ -257,9 +301,10 @@ if ! unzip -tq model.zip > /dev/null 2>&1; then
     else
         curl --fail --location --silent --show-error -o model.zip.part "$MODEL_URL"
     fi
-    unzip -tq model.zip.part > /dev/null && mv model.zip.part model.zip
+    unzip -tqq model.zip.part
+    mv model.zip.part model.zip
 fi
-unzip -oq model.zip
+unzip -oq model.zip 'model/*'
 # </download_model>
 
 step "registering the model $MODEL_NAME"
@@ -310,7 +355,8 @@ if ! unzip -tq imagenet-1000.zip > /dev/null 2>&1; then
     else
         curl --fail --location --silent --show-error -o imagenet-1000.zip.part "$DATA_URL"
     fi
-    unzip -tq imagenet-1000.zip.part > /dev/null && mv imagenet-1000.zip.part imagenet-1000.zip
+    unzip -tqq imagenet-1000.zip.part
+    mv imagenet-1000.zip.part imagenet-1000.zip
 fi
 unzip -oq imagenet-1000.zip -d data
 # </download_sample_data>
@@ -325,7 +371,6 @@ step "scoring with the default deployment"
 JOB_NAME=$(az ml batch-endpoint invoke --name "$ENDPOINT_NAME" \
     --input azureml:imagenet-sample-unlabeled@latest --query name --output tsv)
 # </start_batch_scoring_job>
-RUNNING_JOB="$JOB_NAME"
 
 # <show_job_in_studio>
 az ml job show --name "$JOB_NAME" --web
@@ -361,7 +406,6 @@ DEPLOYMENT_NAME="imagenet-classifier-resnetv2-ht"
 JOB_NAME=$(az ml batch-endpoint invoke --name "$ENDPOINT_NAME" --deployment-name "$DEPLOYMENT_NAME" \
     --input azureml:imagenet-sample-unlabeled@latest --query name --output tsv)
 # </start_batch_scoring_job_ht>
-RUNNING_JOB="$JOB_NAME"
 
 # <set_default>
 az ml batch-endpoint update --name "$ENDPOINT_NAME" --set defaults.deployment_name="$DEPLOYMENT_NAME"

@@ -20,6 +20,7 @@ VERBS = {
     "serve": "keep a local workspace until interrupted",
     "show": "print the labelled predictions of a run and draw a contact sheet",
     "state": "list, export or delete what local workspaces have kept",
+    "sweep": "measure a deployment under many settings, and name the best that fits the memory",
 }
 
 

@@ -56,6 +56,7 @@ class Job:
     output: Path  # the folder of the output named score
     logs: Path
     init_timeout: float  # seconds
+    profile: bool = False
 
 
 @dataclass
@@ -208,6 +209,8 @@ def worker_arguments(job: Job, worker: Worker, orders: int, answers: int) -> lis
         "logging-level": job.deployment.logging_level,
         "log": log_file(job.logs, "entry_script_log", worker),
     }
+    if job.profile:
+        values["profile"] = log_file(job.logs, "profile", worker)
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 

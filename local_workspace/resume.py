@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,12 +72,37 @@ def describe(name: str, settings: dict[str, Any]) -> str:
     return "another text" if "environment_variables" in name else repr(settings[name])  # it may be a secret
 
 
-def keep_run(output: Path, listing: TextIO, run_id: str, files: int, settings: dict[str, Any]) -> None:
+@contextmanager
+def working_folder(output: Path, listing: TextIO | None) -> Iterator[None]:
+    """`.job/` with a new run's `listing`, or else as the run to resume has left it; without a model.
+
+    Where a run ends before it has begun, for example since its model cannot be read, nothing of it stays.
+    """
     folder = output / FOLDER
-    listing.seek(0)
-    with (folder / "listing").open("w", encoding="ascii") as copy:
-        shutil.copyfileobj(listing, copy)
-    write_json(folder / "run.json", {"run_id": run_id, "files": files, "settings": settings})
+    try:
+        if listing:
+            remove(folder)
+            folder.mkdir(mode=0o700)
+            listing.seek(0)
+            with (folder / "listing").open("w", encoding="ascii") as copy:
+                shutil.copyfileobj(listing, copy)
+        remove(folder / "model")  # of a run that was killed
+        yield
+    finally:
+        remove(folder / "model")
+        if not (folder / "run.json").exists():
+            remove(folder)
+            with suppress(OSError):  # it holds something else
+                output.rmdir()
+
+
+def remove(path: Path) -> None:
+    """A file, a link, a folder and all that is in it, or nothing."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def keep_run(output: Path, run_id: str, files: int, settings: dict[str, Any]) -> None:
+    write_json(output / FOLDER / "run.json", {"run_id": run_id, "files": files, "settings": settings})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -24,6 +25,7 @@ from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
 from local_workspace.journal import Counts, Journal
 from local_workspace.listing import list_input_files
+from local_workspace.profile import print_profile
 from local_workspace.resume import (
     FOLDER,
     deciding_settings,
@@ -31,12 +33,18 @@ from local_workspace.resume import (
     keep_run,
     only_run,
     read_run,
+    remove,
+    working_folder,
     write_json,
 )
 
 COMPLETED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 SAVE_MODEL = "`python code/score-with-mlflow/save_model.py model mlflow-model`"
 PLAIN_PROGRESS = 5  # seconds between two lines of progress where there is no terminal
+TRUTH_HELP = (
+    "what the files really show: a CSV with the columns file, and class (its number) or label; or `wordnet`, "
+    "the ids in ImageNet's file names (n01440764_10026.JPEG)"
+)
 QUIET = 60  # seconds without progress until that is said
 
 
@@ -58,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as settings.mini_batch_size=20"
     )
+    parser.add_argument("--profile", action="store_true", help="print where the workers' time goes")
+    parser.add_argument("--truth", metavar="FILE.csv", help=TRUTH_HELP)
     parser.add_argument(
         "--init-timeout", type=float, default=600, metavar="SECONDS", help="of init() (default: 600)"
     )
@@ -90,6 +100,7 @@ def score(arguments: argparse.Namespace) -> int:
         output=output.absolute() / "score",
         logs=output.absolute() / "logs",
         init_timeout=arguments.init_timeout,
+        profile=arguments.profile,
     )
     # The file has no name: nothing is left of it, whatever ends this process.
     with writable(output), tempfile.TemporaryFile("w+", encoding="ascii") as listing:
@@ -97,25 +108,39 @@ def score(arguments: argparse.Namespace) -> int:
             kept["files"] if kept else list_data(arguments.data, listing, subfolders=not deployment.is_mlflow)
         )
         output.mkdir(parents=True, exist_ok=True)
-        with only_run(output):
-            try:
-                if not kept:
-                    remove(job.listing.parent)
-                    job.listing.parent.mkdir(mode=0o700)
-                remove(job.model_dir)  # of a run that was killed
-                lay_out_model(model, job.model_dir)
-                if not kept:
-                    make_way(output, earlier)
-                    keep_run(output, listing, job.run_id, files, settings)
-                return run(job, files, output, begin)
-            finally:
-                remove(job.model_dir)
+        with only_run(output), working_folder(output, listing if not kept else None):
+            compare_with_truth = truth_of(arguments.truth, model, job) if arguments.truth else None
+            lay_out_model(model, job.model_dir)
+            if not kept:
+                make_way(output, earlier)
+                keep_run(output, job.run_id, files, settings)
+            code = run(job, files, output, begin)
+            if compare_with_truth:
+                compare_with_truth(output)
+            return code
 
 
 def results_of(output: Path, deployment: Deployment) -> Path:
     """predictions.csv, or the folder of a deployment whose script writes its results itself."""
     append = deployment.output_action == "append_row"
     return output / "score" / (deployment.output_file_name if append else "")
+
+
+def truth_of(source: str, model: Path, job: Job) -> Callable[[Path], None]:
+    """Reads the truth; returns what compares the job's rows with it, in summary.json and on stderr."""
+    from local_workspace import predictions, truth  # they need pandas, which takes a while to import
+
+    labels = truth.find_labels(model)
+    classes = truth.read_truth(source, labels, job.listing)
+
+    def compare(output: Path) -> None:
+        rows = predictions.find_predictions(job.output, job.deployment.output_file_name)
+        figures = truth.compare(output, rows, classes, labels)
+        summary = json.loads((output / "summary.json").read_text("utf-8"))
+        write_json(output / "summary.json", summary | figures)
+        say(truth.describe(figures, source, output / truth.MISSES))
+
+    return compare
 
 
 def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
@@ -133,25 +158,20 @@ def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
 
 def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> list[Path]:
     """What an earlier run left in `output`. Azure refuses an existing output file."""
-    results = (output / "score" / deployment.output_file_name, output / "summary.json", output / "logs")
-    earlier = [path for path in results if os.path.lexists(path)]
+    names = (Path("score", deployment.output_file_name), "summary.json", "logs", "misses.csv")
+    earlier = [output / name for name in names if os.path.lexists(output / name)]
     if earlier and not overwrite:
         raise UserError(
             f"{earlier[0]}: exists already",
             "choose another --output, or --overwrite it; --resume goes on with a run that did not end",
         )
-    return earlier
+    return [*earlier, *output.glob("score/*.parquet")] if earlier else []
 
 
 def make_way(output: Path, earlier: list[Path]) -> None:
     """Removes the `earlier` results, once nothing can be wrong with the input any more."""
     for path in earlier:
         remove(path)
-
-
-def remove(path: Path) -> None:
-    """A file, a link, a folder and all that is in it, or nothing."""
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -239,6 +259,8 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
     if code == COMPLETED:
         remove(job.listing)
     print_summary(summary, output, job)
+    if job.profile:
+        print_profile(job.logs, deployment.code)
     return code
 
 

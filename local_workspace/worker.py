@@ -51,9 +51,16 @@ def main() -> None:
     send(None, attempt(lambda: script.append(load(Path(arguments.scoring_script)))))
     if not script:
         sys.exit(1)
-    for offset, paths in mini_batches(orders, arguments.listing):
+    ordered = mini_batches(orders, arguments.listing)
+    if arguments.profile:
+        path = Path(__file__).with_name("profiler.py")
+        profiler = load_module("local_workspace_profiler", path).Profiler(Path.cwd())
+        ordered, script[0].run = profiler.waits(ordered), profiler.watch(script[0].run)
+    for offset, paths in ordered:
         messages.clear()
         send(offset, attempt(lambda paths=paths: score(script[0], paths, append, messages)))
+    if arguments.profile:
+        profiler.write(Path(arguments.profile))
     if hasattr(script[0], "shutdown"):
         script[0].shutdown()
 
@@ -63,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="worker.py")
     for name in ("--scoring-script", "--listing", "--output-action", "--logging-level", "--log"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--profile", help="where to write the profile, if one is wanted")
     for name in ("--orders", "--answers"):
         parser.add_argument(name, required=True, type=int, help="file descriptor of a pipe")
     return parser
@@ -89,15 +97,20 @@ def log_to(path: str, level: str) -> deque[str]:
 def load(path: Path) -> ModuleType:
     """The scoring script at `path`, after its init()."""
     sys.path[:1] = list(dict.fromkeys([str(path.parent), os.getcwd()]))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = script
-    spec.loader.exec_module(script)
+    script = load_module(path.stem, path)
     for name in ("init", "run"):
         if not callable(getattr(script, name, None)):
             raise AttributeError(f"{path.name} has no function {name}()")
     script.init()
     return script
+
+
+def load_module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def mini_batches(orders: Iterator[str], listing: str) -> Iterator[tuple[int, list[str]]]:

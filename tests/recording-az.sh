@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
 # Answers what deploy-and-run.sh asks as az would, by the variables AZ_..., and writes the commands down.
+# Number AZ_CALL of the calls sends AZ_SIGNALS to AZ_TARGET, AZ_WHEN: `before` or `after` it does its work.
+send_signals() {
+    for signal in $AZ_SIGNALS; do
+        kill -s "$signal" -- "$AZ_TARGET"
+    done
+}
+if [ "$(($(grep -c '' "$AZ_COMMANDS") + 1))" = "${AZ_CALL:-}" ]; then
+    if [ "$AZ_WHEN" = before ]; then send_signals; else trap send_signals EXIT; fi
+fi
 echo "$*" >> "$AZ_COMMANDS"
 case "$*" in
     "extension show"*) exit "${AZ_EXTENSION:-0}" ;;
     "account show"*) exit "${AZ_ACCOUNT:-0}" ;;
     "configure --list-defaults"*) printf '%b' "${AZ_DEFAULTS-group\nworkspace\n}" ;;
     "ml batch-endpoint list"*) echo "${AZ_ENDPOINTS:-}" ;;
-    "ml batch-endpoint invoke"*) echo job-1 ;;
+    "ml batch-endpoint invoke"*) echo "job-$(grep -c '^ml batch-endpoint invoke' "$AZ_COMMANDS")" ;;
+    "ml batch-endpoint delete"*) exit "${AZ_DELETE:-0}" ;;
+    "ml job cancel"*) exit "${AZ_CANCEL:-0}" ;;
     "ml batch-deployment create"*) exit "${AZ_DEPLOYMENT:-0}" ;;
     "ml job stream"*) sleep "${AZ_SECONDS:-0}" ;;
     "ml job show"*status*) echo "${AZ_STATUS:-Completed}" ;;

@@ -9,8 +9,11 @@ Settings (environment variables of the deployment):
     IMAGE_FIT          crop (default): the centre square of 7/8 of the short side, as ImageNet is evaluated;
                        stretch: the whole image, squeezed into a square.
     MIXED_PRECISION    1: bfloat16 on a CPU, float16 on a GPU; 0 (default): float32.
+    OUTPUT_FORMAT      rows (default): Azure ML collects what run() returns, as output_action append_row says;
+                       parquet: run() writes a file for each mini-batch too, for output_action summary_only.
 """
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -27,6 +30,7 @@ from PIL import Image, ImageOps
 DEVICE_BATCH_SIZE = int(os.environ.get("DEVICE_BATCH_SIZE", "16"))  # images
 IMAGE_FIT = os.environ.get("IMAGE_FIT", "crop")
 MIXED_PRECISION = os.environ.get("MIXED_PRECISION", "0")
+OUTPUT_FORMAT = os.environ.get("OUTPUT_FORMAT", "rows")
 DEFAULT_SIZE = 224  # pixels a side, for a model that takes images of any size
 DECODE_SIZE = 256  # pixels a side: a large JPEG is decoded at 1/2, 1/4 or 1/8, but not below this
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
@@ -45,6 +49,8 @@ def init() -> None:
     global classify, image_size, paths, dataset
     if IMAGE_FIT not in ("crop", "stretch") or MIXED_PRECISION not in ("0", "1"):
         raise ValueError(f"{IMAGE_FIT=}, expected crop or stretch; {MIXED_PRECISION=}, expected 0 or 1")
+    if OUTPUT_FORMAT not in ("rows", "parquet"):
+        raise ValueError(f"{OUTPUT_FORMAT=}, expected rows or parquet")
     if DEVICE_BATCH_SIZE < 1:
         raise ValueError(f"{DEVICE_BATCH_SIZE=}, expected at least 1")
     gpus = tf.config.list_physical_devices("GPU")
@@ -98,7 +104,21 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["file", "class", "probability"])
     for file in frame["file"][frame["probability"].isna()]:
         logger.warning("%s: left out: the model's scores are not finite", file)
-    return frame.dropna()
+    frame = frame.dropna()
+    if OUTPUT_FORMAT == "parquet" and len(frame):
+        write_parquet(frame, b"\0".join(encoded))
+    return frame
+
+
+def write_parquet(frame: pd.DataFrame, paths: bytes) -> None:
+    """Writes `frame` under a name made of the mini-batch's `paths`: tried again, it replaces its own file."""
+    path = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], f"{hashlib.sha256(paths).hexdigest()[:32]}.parquet")
+    names = [
+        os.fsencode(name).decode(errors="backslashreplace") for name in frame["file"]
+    ]  # Parquet is UTF-8
+    partial = path.with_name(f".{path.stem}")  # readers of the folder pass over it
+    frame.assign(file=names).to_parquet(partial, index=False)
+    partial.replace(path)
 
 
 def score(images: tf.Tensor) -> list[tuple[int, np.float32]]:
