@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run score test lint clean
+.PHONY: run score test bench lint clean
 
 # The article's whole flow, in a local workspace: no Azure.
 run: .venv/installed
@@ -23,6 +23,10 @@ score: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+# Speed against what one would use instead: about half an hour. OPTIONS="--rounds 1 --only by-file", say.
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks $(OPTIONS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -46,4 +50,9 @@ clean:
 
 .venv/installed-test: pyproject.toml .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+.venv/installed-bench: pyproject.toml .venv/installed
+	@echo "installing ONNX Runtime, OpenVINO and Ray into .venv: a minute or two"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
