@@ -3,9 +3,9 @@
 The rules are those of Azure ML's batch executor (Microsoft's how-to-batch-scoring-script,
 how-to-use-batch-model-deployments and how-to-troubleshoot-batch-endpoints).
 
-Rows are written in the order of the input, so that a run can be repeated to the byte. What is kept in
-memory does not grow with the number of files: mini-batches are handed out at most WINDOW ahead of the
-oldest that is still open.
+Rows are written in the order of the input, so that a run can be repeated to the byte, and resumed (see
+journal.py). What is kept in memory does not grow with the number of files: mini-batches are handed out at
+most WINDOW ahead of the oldest that is still open.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 
-from local_workspace.instance import Instance, Job, Worker
-from local_workspace.job_logs import JobLogs, open_text
+from local_workspace.instance import Guard, Instance, Job, Worker
+from local_workspace.job_logs import JobLogs
+from local_workspace.journal import Counts, Journal
 from local_workspace.listing import MiniBatch, read_paths, split_into_mini_batches
 
 WINDOW = 64  # mini-batches a worker
@@ -29,22 +31,6 @@ INIT_FAILURES = 3  # of each worker of an instance, on average, until the instan
 
 class JobFailed(Exception):
     """The job ends as Failed; the message is the cause, in one line."""
-
-
-@dataclass
-class Counts:
-    """`files` = `succeeded` + `failed` + those not scored because the job ended early."""
-
-    files: int
-    mini_batches: int
-    processed: int = 0  # mini-batches
-    rows: int = 0
-    succeeded: int = 0  # files
-    failed: int = 0  # files
-
-    @property
-    def not_scored(self) -> int:
-        return self.files - self.succeeded - self.failed
 
 
 @dataclass
@@ -62,10 +48,13 @@ class Result:
 
 @dataclass
 class Executor:
-    """One job's run. `interrupted` may be set at any time, also by a signal's handler."""
+    """One job's run. `interrupted` may be set at any time, also by a signal's handler.
+
+    `counts` is ahead of the journal's: a mini-batch is finished before those in front of it are written.
+    """
 
     job: Job
-    counts: Counts
+    journal: Journal
     logs: JobLogs
     on_progress: Callable[[Counts], None]
     interrupted: bool = False
@@ -73,7 +62,6 @@ class Executor:
     attempts: dict[int, int] = field(default_factory=dict)  # of the mini-batches that failed once
     again: deque[MiniBatch] = field(default_factory=deque)
     finished: dict[int, Result] = field(default_factory=dict)  # and not yet written
-    written: int = 0  # mini-batches
     last_error: str = ""
     first_ready: float = 0  # when a worker had first done its init(), by time.monotonic()
     last_finished: float = 0  # when the last mini-batch so far was finished
@@ -81,20 +69,36 @@ class Executor:
     def __post_init__(self) -> None:
         deployment = self.job.deployment
         self.deployment = deployment
+        self.counts = replace(self.journal.counts)
+        self.written = self.counts.processed  # mini-batches
+        self.resumed = self.counts.succeeded  # files that an earlier run has scored
         used = min(deployment.instance_count, self.counts.mini_batches)
         self.instances = [Instance(f"instance{number}") for number in range(used)]
-        self.fresh = split_into_mini_batches(self.job.listing, deployment.mini_batch_size)
+        mini_batches = split_into_mini_batches(self.job.listing, deployment.mini_batch_size)
+        self.fresh = islice(mini_batches, self.written, None)
         self.selector = selectors.DefaultSelector()
+        self.checked = 0.0  # when the sizes of the workers' logs were, by time.monotonic()
 
     def run(self) -> None:
         """Scores everything. Raises JobFailed with the cause, or KeyboardInterrupt once `interrupted`.
 
         However it ends, no worker is left, and the rows that there are have been written.
         """
-        append = self.deployment.output_action == "append_row"
-        path = self.job.output / self.deployment.output_file_name if append else None
-        self.predictions = open_text(path) if path else None
         try:
+            with closing(Guard()) as self.guard:
+                self.work()
+        except OSError as error:  # a full disk, or as many files or processes as the system allows
+            raise JobFailed(f"{error.filename or 'the executor'}: {error.strerror}") from None
+        finally:
+            with suppress(OSError):  # the same full disk: what is not written does not count
+                for number in sorted(self.finished):
+                    self.write(self.finished[number])
+        if not self.counts.succeeded:
+            raise JobFailed(f"No succeeded mini batch item returned from run(). {self.last_error}".rstrip())
+
+    def work(self) -> None:
+        try:
+            self.check_threshold()
             while self.counts.processed < self.counts.mini_batches:
                 self.start_workers()
                 self.hand_out()
@@ -103,12 +107,6 @@ class Executor:
                 worker.dismiss()
         finally:
             self.end_workers()
-            for number in sorted(self.finished):
-                self.write(self.finished[number])
-            if self.predictions:
-                self.predictions.close()
-        if not self.counts.succeeded:
-            raise JobFailed(f"No succeeded mini batch item returned from run(). {self.last_error}".rstrip())
 
     # --- workers
 
@@ -125,7 +123,8 @@ class Executor:
                 min(self.deployment.max_concurrency_per_instance - staff, left - len(self.workers))
             ):
                 taken = {worker.slot for worker in self.workers}
-                worker = Worker(self.job, instance, next(slot for slot in count() if slot not in taken))
+                slot = next(slot for slot in count() if slot not in taken)
+                worker = Worker(self.job, instance, slot, self.guard)
                 self.workers.append(worker)
                 self.selector.register(worker.answers, selectors.EVENT_READ, worker)
 
@@ -170,6 +169,10 @@ class Executor:
             self.remove(worker)
             what = "run()" if worker.ready else "init()"
             self.fail(worker, f"{what} took longer than the timeout of {worker.deadline - worker.since:g} s")
+        if now - self.checked > TICK:
+            self.checked = now
+            for worker in self.workers:
+                worker.shorten_logs()
         self.on_progress(self.counts)
 
     def receive(self, worker: Worker) -> None:
@@ -177,7 +180,10 @@ class Executor:
             answer = worker.receive()
         except EOFError:
             how = self.remove(worker, wait=1)
-            self.fail(worker, f"the worker ended during {'run()' if worker.ready else 'init()'}: {how}")
+            doing = (
+                "run()" if worker.mini_batch else "the wait for a mini-batch" if worker.ready else "init()"
+            )
+            self.fail(worker, f"the worker ended during {doing}: {how}")
             return
         if answer is None:
             return
@@ -201,7 +207,7 @@ class Executor:
         self.logs.overview(f"{worker.instance.name} {worker.name}: {reason}")
         mini_batch = worker.mini_batch
         if not mini_batch:
-            worker.instance.failed_inits += 1
+            worker.instance.failed_inits += not worker.ready
             return
         attempt = self.attempts.get(mini_batch.number, 0) + 1
         self.attempts[mini_batch.number] = attempt
@@ -221,15 +227,15 @@ class Executor:
         self.last_finished = time.monotonic()
         seconds = self.last_finished - worker.since
         self.finished[mini_batch.number] = Result(mini_batch, rows, text, failed, seconds, worker, attempts)
-        self.counts.processed += 1
-        self.counts.rows += rows
-        self.counts.succeeded += mini_batch.files - len(failed)
-        self.counts.failed += len(failed)
+        self.counts.add(mini_batch.files, rows, len(failed))
         if failed:
             self.last_error = "The last: {}: {}".format(*failed[-1])
         while self.written in self.finished:
             self.write(self.finished.pop(self.written))
             self.written += 1
+        self.check_threshold()
+
+    def check_threshold(self) -> None:
         threshold = self.deployment.error_threshold
         if 0 <= threshold < self.counts.failed:
             raise JobFailed(
@@ -238,14 +244,12 @@ class Executor:
             )
 
     def write(self, result: Result) -> None:
-        if self.predictions:
-            self.predictions.write(result.text)
-        self.logs.failed(result.mini_batch.number, result.failed)
-        self.logs.processed(
+        self.journal.write(
             result.mini_batch.number,
             result.mini_batch.files,
             result.rows,
-            len(result.failed),
+            result.text,
+            result.failed,
             result.attempts,
             result.worker.instance.name,
             result.worker.name,

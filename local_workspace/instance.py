@@ -22,6 +22,22 @@ from local_workspace.listing import MiniBatch
 
 WORKER = Path(__file__).with_name("worker.py")
 READ_SIZE = 1 << 20  # bytes
+LONGEST_LOG = 64 << 20  # bytes, of each log of a worker: from there on, only its first half is kept
+SHORTENED = b"\n[local workspace: this log grew too long, and what stood here was dropped]\n"
+# A process that outlives the executor, even one that is killed, and then ends its workers. They could not do
+# so themselves: a scoring script may hold the interpreter's lock. Each line is the group of a worker that
+# has started or, the second time, ended.
+GUARD = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    groups ^= {int(line)}
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+"""
 # What a worker gets of the caller's environment. All else comes from the deployment, as in Azure.
 INHERITED = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX"),
@@ -50,11 +66,33 @@ class Instance:
     started: int = 0  # processes so far; a new one gets a log of its own
 
 
+class Guard:
+    """The process that ends the workers when this one has been killed; close() when there are none left."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", GUARD],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is the executor's
+        )
+
+    def note(self, group: int) -> None:
+        with suppress(BrokenPipeError):  # someone has killed it; the job can do without
+            self._process.stdin.write(b"%d\n" % group)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
 class Worker:
     """A running worker process. `mini_batch` is what it works on; None while it starts or waits."""
 
-    def __init__(self, job: Job, instance: Instance, slot: int) -> None:
-        self.instance, self.slot = instance, slot
+    def __init__(self, job: Job, instance: Instance, slot: int, guard: Guard) -> None:
+        self.instance, self.slot, self._guard = instance, slot, guard
         self.name = f"process{instance.started:03d}"
         instance.started += 1
         self.error_log = log_file(job.logs, "error", self)
@@ -63,15 +101,16 @@ class Worker:
         self.since = time.monotonic()
         self.deadline = self.since + job.init_timeout
         self._received = bytearray()
+        self._shortened = [
+            log_file(job.logs, kind, self) for kind in ("stdout", "stderr", "entry_script_log")
+        ]
         self._start(job)
 
     def _start(self, job: Job) -> None:
         orders, self._orders = os.pipe()
         self.answers, answers = os.pipe()
-        with (
-            log_file(job.logs, "stdout", self).open("wb") as stdout,
-            log_file(job.logs, "stderr", self).open("wb") as stderr,
-        ):
+        # Always at the end of the file, also once it has been shortened.
+        with self._shortened[0].open("ab") as stdout, self._shortened[1].open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, str(WORKER), *worker_arguments(job, self, orders, answers)],
                 cwd=job.deployment.code,
@@ -84,6 +123,8 @@ class Worker:
             )
         os.close(orders)
         os.close(answers)
+        self._guard.note(self.process.pid)
+        self._send("start\n")  # now that it cannot be left over
 
     def order(self, mini_batch: MiniBatch, timeout: float) -> None:
         self.mini_batch = mini_batch
@@ -96,7 +137,11 @@ class Worker:
             os.write(self._orders, line.encode())  # shorter than a pipe's buffer: never blocks
 
     def receive(self) -> dict[str, Any] | None:
-        """The worker's answer once it is whole, else None. Raises EOFError when the worker is gone."""
+        """The worker's answer once it is whole, else None.
+
+        Raises EOFError when the worker is gone, and when it says what is no answer to its order: its
+        scoring script has written to the pipe, so it is of no use any more.
+        """
         data = os.read(self.answers, READ_SIZE)
         if not data:
             raise EOFError
@@ -104,11 +149,16 @@ class Worker:
         if not data.endswith(b"\n"):
             return None
         try:
-            return json.loads(self._received)
-        except ValueError:
-            raise EOFError from None  # the scoring script wrote to the pipe: it is of no use any more
+            answer = json.loads(self._received.decode())
+            order = answer.pop("order")
+        except (ValueError, TypeError, AttributeError, KeyError):
+            raise EOFError from None
         finally:
             self._received.clear()
+        waits = self.ready and not self.mini_batch
+        if waits or order != (self.mini_batch and self.mini_batch.offset):
+            raise EOFError
+        return answer
 
     def dismiss(self) -> None:
         """Asks the worker to call shutdown() and to end."""
@@ -121,9 +171,20 @@ class Worker:
         with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()
+        self._guard.note(self.process.pid)
+        self.shorten_logs()
         os.close(self._orders)
         os.close(self.answers)
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def shorten_logs(self) -> None:
+        """Keeps a script that prints without end from filling the disk."""
+        for path in self._shortened:
+            with suppress(OSError):  # not there yet; or a full disk, of which the journal will tell
+                if path.stat().st_size > LONGEST_LOG:
+                    os.truncate(path, LONGEST_LOG // 2)
+                    with path.open("ab") as log:
+                        log.write(SHORTENED)
 
     def write_error(self, text: str) -> None:
         with self.error_log.open("a", encoding="utf-8", errors="backslashreplace") as log:

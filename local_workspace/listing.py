@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from local_workspace.errors import UserError
 
@@ -30,19 +31,20 @@ class MiniBatch:
     files: int
 
 
-def list_input_files(data: Path, listing: Path, subfolders: bool = True) -> tuple[int, list[str]]:
+def list_input_files(data: Path, listing: TextIO, subfolders: bool = True) -> tuple[int, list[str]]:
     """Writes the sorted paths of the files under `data` to `listing`.
 
     Returns how many files there are, and what was left out because it is neither a file nor a folder
-    (sockets, devices, links to nowhere), or is a folder though `subfolders` are not to be walked: those of
-    an MLflow deployment's input are not (Microsoft's how-to-mlflow-batch). `data` may be a single file.
+    (sockets, devices, links to nowhere, what is gone by now), or is a folder though `subfolders` are not to
+    be walked: those of an MLflow deployment's input are not (Microsoft's how-to-mlflow-batch). `data` may be
+    a single file.
     """
     left_out: list[str] = []
     files = [str(data)] if data.is_file() else walk(str(data), left_out, subfolders)
     count = 0
-    with listing.open("w", encoding="ascii") as lines, ExitStack() as open_runs:
+    with ExitStack() as open_runs:
         for path in sort_on_disk(files, open_runs):
-            lines.write(json.dumps(path) + "\n")
+            listing.write(json.dumps(path) + "\n")
             count += 1
     return count, sorted(left_out)
 
@@ -60,6 +62,8 @@ def walk(folder: str, left_out: list[str], subfolders: bool) -> Iterator[str]:
                         yield entry.path
                     else:
                         left_out.append(entry.path)
+        except FileNotFoundError:  # someone has removed it since its name was read
+            left_out.append(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
 

@@ -73,16 +73,16 @@ class Profiler:
         self.running = threading.Event()
         self.trace: tempfile.TemporaryDirectory | None = None
 
-    def waits(self, mini_batches: Iterator[list[str]]) -> Iterator[list[str]]:
+    def waits(self, mini_batches: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
         """The same mini-batches; measures how long each is waited for."""
         self.start()
         while True:
             since = time.perf_counter()
-            paths = next(mini_batches, None)
+            mini_batch = next(mini_batches, None)
             self.queue += time.perf_counter() - since
-            if paths is None:
+            if mini_batch is None:
                 return
-            yield paths
+            yield mini_batch
             if self.window > WINDOW:
                 self.stop_trace()
 

@@ -16,14 +16,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from local_workspace.deployment import MLFLOW_MODEL, MODEL, Deployment, read_deployment
 from local_workspace.errors import UserError
-from local_workspace.executor import Counts, Executor, JobFailed
+from local_workspace.executor import Executor, JobFailed
 from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
+from local_workspace.journal import Counts, Journal
 from local_workspace.listing import list_input_files
 from local_workspace.profile import print_profile
+from local_workspace.resume import (
+    FOLDER,
+    deciding_settings,
+    is_completed,
+    keep_run,
+    only_run,
+    read_run,
+    remove,
+    working_folder,
+    write_json,
+)
 
 COMPLETED, FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 SAVE_MODEL = "`python code/score-with-mlflow/save_model.py model mlflow-model`"
@@ -47,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: outputs/ and the deployment's name"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    earlier.add_argument("--resume", action="store_true", help="go on where an earlier run stopped")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as settings.mini_batch_size=20"
     )
@@ -61,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def score(arguments: argparse.Namespace) -> int:
     """Scores, prints progress and a summary to stderr; returns the exit code.
 
-    Writes score/predictions.csv, failed.csv, summary.json and logs/ in the output folder. Raises
-    UserError for bad input.
+    Writes score/predictions.csv, failed.csv, summary.json and logs/ in the output folder, and what
+    --resume needs in .job/. Raises UserError for bad input.
     """
     begin = time.monotonic()
     deployment, warnings = read_deployment(arguments.deployment, arguments.set)
@@ -70,26 +85,45 @@ def score(arguments: argparse.Namespace) -> int:
         say(f"warning: {warning}")
     model = model_of(deployment, arguments)
     output = arguments.output or Path("outputs", deployment.name)
-    earlier = earlier_results(output, deployment, arguments.overwrite)
-    with tempfile.TemporaryDirectory(prefix="local_workspace_") as folder:
-        job = Job(
-            deployment=deployment,
-            run_id=str(uuid.uuid4()),
-            model_dir=Path(folder, "model"),
-            listing=Path(folder, "listing"),
-            output=output.absolute() / "score",
-            logs=output.absolute() / "logs",
-            init_timeout=arguments.init_timeout,
-            profile=arguments.profile,
+    settings = deciding_settings(deployment, model, arguments.data)
+    kept = read_run(output, settings) if arguments.resume else None
+    if kept and is_completed(output):
+        say(f"{output}: completed already, nothing is left to resume")
+        print(results_of(output, deployment))
+        return COMPLETED
+    earlier = [] if kept else earlier_results(output, deployment, arguments.overwrite)
+    job = Job(
+        deployment=deployment,
+        run_id=kept["run_id"] if kept else str(uuid.uuid4()),
+        model_dir=output.absolute() / FOLDER / "model",
+        listing=output.absolute() / FOLDER / "listing",
+        output=output.absolute() / "score",
+        logs=output.absolute() / "logs",
+        init_timeout=arguments.init_timeout,
+        profile=arguments.profile,
+    )
+    # The file has no name: nothing is left of it, whatever ends this process.
+    with writable(output), tempfile.TemporaryFile("w+", encoding="ascii") as listing:
+        files = (
+            kept["files"] if kept else list_data(arguments.data, listing, subfolders=not deployment.is_mlflow)
         )
-        files = list_data(arguments.data, job.listing, subfolders=not deployment.is_mlflow)
-        compare_with_truth = truth_of(arguments.truth, model, job) if arguments.truth else None
-        lay_out_model(model, job.model_dir)
-        make_way(output, earlier)
-        code = run(job, files, output, begin)
-        if compare_with_truth:
-            compare_with_truth(output)
-        return code
+        output.mkdir(parents=True, exist_ok=True)
+        with only_run(output), working_folder(output, listing if not kept else None):
+            compare_with_truth = truth_of(arguments.truth, model, job) if arguments.truth else None
+            lay_out_model(model, job.model_dir)
+            if not kept:
+                make_way(output, earlier)
+                keep_run(output, job.run_id, files, settings)
+            code = run(job, files, output, begin)
+            if compare_with_truth:
+                compare_with_truth(output)
+            return code
+
+
+def results_of(output: Path, deployment: Deployment) -> Path:
+    """predictions.csv, or the folder of a deployment whose script writes its results itself."""
+    append = deployment.output_action == "append_row"
+    return output / "score" / (deployment.output_file_name if append else "")
 
 
 def truth_of(source: str, model: Path, job: Job) -> Callable[[Path], None]:
@@ -103,7 +137,7 @@ def truth_of(source: str, model: Path, job: Job) -> Callable[[Path], None]:
         rows = predictions.find_predictions(job.output, job.deployment.output_file_name)
         figures = truth.compare(output, rows, classes, labels)
         summary = json.loads((output / "summary.json").read_text("utf-8"))
-        (output / "summary.json").write_text(json.dumps(summary | figures, indent=2) + "\n", "utf-8")
+        write_json(output / "summary.json", summary | figures)
         say(truth.describe(figures, source, output / truth.MISSES))
 
     return compare
@@ -127,22 +161,31 @@ def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> li
     names = (Path("score", deployment.output_file_name), "summary.json", "logs", "misses.csv")
     earlier = [output / name for name in names if os.path.lexists(output / name)]
     if earlier and not overwrite:
-        raise UserError(f"{earlier[0]}: exists already", "choose another --output, or --overwrite it")
+        raise UserError(
+            f"{earlier[0]}: exists already",
+            "choose another --output, or --overwrite it; --resume goes on with a run that did not end",
+        )
     return [*earlier, *output.glob("score/*.parquet")] if earlier else []
 
 
 def make_way(output: Path, earlier: list[Path]) -> None:
     """Removes the `earlier` results, once nothing can be wrong with the input any more."""
+    for path in earlier:
+        remove(path)
+
+
+@contextmanager
+def writable(output: Path) -> Iterator[None]:
+    """Raises UserError where `output`, or a temporary file, cannot be written."""
     try:
-        for path in earlier:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        (output / "score").mkdir(parents=True, exist_ok=True)
-        (output / "logs").mkdir()
+        yield
     except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error}", "choose another --output") from None
+        place = output if error.filename else f"{output} or {tempfile.gettempdir()}"
+        hint = "choose another --output, or make room and --resume"
+        raise UserError(f"{place}: cannot be written: {error}", hint) from None
 
 
-def list_data(data: Path, listing: Path, subfolders: bool) -> int:
+def list_data(data: Path, listing: TextIO, subfolders: bool) -> int:
     """Lists the input, and says what is left out. Returns the number of files."""
     if not os.path.exists(data):
         raise UserError(f"{data}: no such folder, expected the files to score", "name it with --data")
@@ -193,8 +236,12 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
     say(f"{deployment.name}: files: {files:,}, mini-batches: {mini_batches:,}, workers: {workers}")
     counts = Counts(files, mini_batches)
     status, cause, code = "Completed", "", COMPLETED
-    with JobLogs(job.logs, output / "failed.csv") as logs, progress(files) as on_progress:
-        executor = Executor(job, counts, logs, on_progress)
+    with (
+        open_journal(job, output, counts) as journal,
+        JobLogs(job.logs) as logs,
+        progress(files, counts.succeeded + counts.failed) as on_progress,
+    ):
+        executor = Executor(job, journal, logs, on_progress)
         with stop_on_signals(executor):
             try:
                 executor.run()
@@ -203,12 +250,31 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
             except KeyboardInterrupt:
                 status, cause, code = "Canceled", "interrupted", INTERRUPTED
         summary = summarise(status, cause, counts, executor, time.monotonic() - begin, workers)
-        logs.result("\n".join(f"{key}: {value}" for key, value in summary.items()), cause)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        try:
+            logs.result("\n".join(f"{key}: {value}" for key, value in summary.items()), cause)
+            write_json(output / "summary.json", summary)
+        except OSError as error:
+            say(f"\nerror: {output}: the summary cannot be written: {error.strerror}")
+            code = code or FAILED
+    if code == COMPLETED:
+        remove(job.listing)
     print_summary(summary, output, job)
     if job.profile:
         print_profile(job.logs, deployment.code)
     return code
+
+
+def open_journal(job: Job, output: Path, counts: Counts) -> Journal:
+    """The journal of this run, or of the one that it resumes, whose `counts` it adds."""
+    (output / "summary.json").unlink(missing_ok=True)
+    job.output.mkdir(exist_ok=True)
+    append = job.deployment.output_action == "append_row"
+    predictions = job.output / job.deployment.output_file_name if append else None
+    journal = job.logs / "sys" / "job_report" / "processed_mini-batches.csv"
+    opened = Journal(predictions, output / "failed.csv", journal, counts)
+    if counts.processed:
+        say(f"resumed: {counts.succeeded + counts.failed:,} of {counts.files:,} files were done")
+    return opened
 
 
 @contextmanager
@@ -229,10 +295,10 @@ def stop_on_signals(executor: Executor) -> Iterator[None]:
 
 
 @contextmanager
-def progress(files: int) -> Iterator[Callable[[Counts], None]]:
+def progress(files: int, resumed: int) -> Iterator[Callable[[Counts], None]]:
     """A function that shows the counts: a bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        yield plain_progress()
+        yield plain_progress(resumed)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -240,7 +306,7 @@ def progress(files: int) -> Iterator[Callable[[Counts], None]]:
     columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         shown = bar.add_task("", total=files, rate="")
-        rate = files_a_second()
+        rate = files_a_second(resumed)
 
         def show(counts: Counts) -> None:
             done = counts.succeeded + counts.failed
@@ -249,8 +315,8 @@ def progress(files: int) -> Iterator[Callable[[Counts], None]]:
         yield show
 
 
-def plain_progress() -> Callable[[Counts], None]:
-    last, said, rate = time.monotonic(), 0, files_a_second()
+def plain_progress(resumed: int = 0) -> Callable[[Counts], None]:
+    last, said, rate = time.monotonic(), resumed, files_a_second(resumed)
 
     def show(counts: Counts) -> None:
         nonlocal last, said
@@ -263,15 +329,17 @@ def plain_progress() -> Callable[[Counts], None]:
     return show
 
 
-def files_a_second() -> Callable[[int], float]:
-    """The speed at which files are done, from the last moment at which none was: init() is not counted."""
+def files_a_second(resumed: int) -> Callable[[int], float]:
+    """The speed at which files are done after those of a `resumed` run, from the last moment at which none
+    was: init() is not counted.
+    """
     begin = time.monotonic()
 
     def rate(done: int) -> float:
         nonlocal begin
         now = time.monotonic()
-        begin = begin if done else now
-        return done / max(now - begin, 1e-3)
+        begin = begin if done > resumed else now
+        return (done - resumed) / max(now - begin, 1e-3)
 
     return rate
 
@@ -279,9 +347,12 @@ def files_a_second() -> Callable[[int], float]:
 def summarise(
     status: str, cause: str, counts: Counts, executor: Executor, seconds: float, workers: int
 ) -> dict:
-    """The figures of a job that has ended. `seconds_scoring` runs from the end of the first init() on."""
+    """The figures of a job that has ended. `seconds_scoring` runs from the end of the first init() on.
+
+    A resumed run counts all files, and its seconds and speed are its own.
+    """
     scoring = max(0.0, executor.last_finished - executor.first_ready)
-    rate = counts.succeeded / scoring if scoring else 0.0
+    rate = (counts.succeeded - executor.resumed) / scoring if scoring else 0.0
     kilobytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
         "status": status,
@@ -308,13 +379,11 @@ def print_summary(summary: dict, output: Path, job: Job) -> None:
     )
     if failed:
         say(f"failed files and why: {output / 'failed.csv'}")
+    if left:
+        say("--resume goes on where this run stopped")
     if summary["status"] == "Failed":
         say(f"\nerror: the job failed: {summary['cause']}\n\nhint: the logs are in {output / 'logs'}")
-    print(
-        output
-        / "score"
-        / (job.deployment.output_file_name if job.deployment.output_action == "append_row" else "")
-    )
+    print(results_of(output, job.deployment))
 
 
 def say(text: str) -> None:

@@ -173,7 +173,8 @@ def some_files(
         )
     with tempfile.TemporaryDirectory(prefix="local_workspace_") as folder:
         listing, links, data = Path(folder, "listing"), Path(folder, "data"), arguments.data.absolute()
-        total, _ = list_input_files(data, listing, subfolders=not deployment.is_mlflow)
+        with listing.open("w", encoding="ascii") as lines:
+            total, _ = list_input_files(data, lines, subfolders=not deployment.is_mlflow)
         if not total:
             raise UserError(f"{arguments.data}: no files to score in it", "name another folder with --data")
         if arguments.truth:

@@ -3,9 +3,9 @@
 It imports nothing of this package: a scoring script finds what it would find in Azure, its own folder
 first in `sys.path` and no module of ours.
 
-The executor orders a mini-batch by a line `OFFSET COUNT`: where its paths stand in the listing, which is
-a file with a path, as a JSON string, on each line. The worker answers every order, and first of all its
-own start, with a line of JSON.
+The executor says `start`, and then orders each mini-batch by a line `OFFSET COUNT`: where its paths stand in
+the listing, which is a file with a path, as a JSON string, on each line. The worker answers each with a line
+of JSON.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import importlib.util
 import json
 import logging
 import os
-import select
-import signal
+import re
 import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,15 +33,22 @@ def main() -> None:
     arguments = parser().parse_args()
     for pipe in (arguments.orders, arguments.answers):
         os.set_inheritable(pipe, False)  # what the scoring script starts must not keep them open
-    # A copy of its own: one that main() closes when the script exits would look like a hang-up.
-    threading.Thread(target=end_with_executor, args=[os.dup(arguments.orders)], daemon=True).start()
     messages = log_to(arguments.log, arguments.logging_level)
     append = arguments.output_action == "append_row"
 
     orders, answers = os.fdopen(arguments.orders), os.fdopen(arguments.answers, "w")
+    process = os.getpid()
+    if not orders.readline():
+        return  # the executor is gone already
+
+    def send(order: int | None, answer: dict[str, Any]) -> None:
+        if os.getpid() != process:  # the scoring script has forked, and both of them have returned
+            os._exit(1)
+        answers.write(json.dumps({"order": order, **answer}) + "\n")
+        answers.flush()
 
     script: list[ModuleType] = []
-    send(answers, attempt(lambda: script.append(load(Path(arguments.scoring_script)))))
+    send(None, attempt(lambda: script.append(load(Path(arguments.scoring_script)))))
     if not script:
         sys.exit(1)
     ordered = mini_batches(orders, arguments.listing)
@@ -51,9 +56,9 @@ def main() -> None:
         path = Path(__file__).with_name("profiler.py")
         profiler = load_module("local_workspace_profiler", path).Profiler(Path.cwd())
         ordered, script[0].run = profiler.waits(ordered), profiler.watch(script[0].run)
-    for paths in ordered:
+    for offset, paths in ordered:
         messages.clear()
-        send(answers, attempt(lambda paths=paths: score(script[0], paths, append, messages)))
+        send(offset, attempt(lambda paths=paths: score(script[0], paths, append, messages)))
     if arguments.profile:
         profiler.write(Path(arguments.profile))
     if hasattr(script[0], "shutdown"):
@@ -69,14 +74,6 @@ def parser() -> argparse.ArgumentParser:
     for name in ("--orders", "--answers"):
         parser.add_argument(name, required=True, type=int, help="file descriptor of a pipe")
     return parser
-
-
-def end_with_executor(orders: int) -> None:
-    """Waits until the executor is gone; then ends this process and all that the scoring script started."""
-    hang_up = select.poll()
-    hang_up.register(orders, 0)  # no event asked for: only the hang-up is reported, nothing is read
-    hang_up.poll()
-    os.killpg(0, signal.SIGKILL)
 
 
 def log_to(path: str, level: str) -> deque[str]:
@@ -116,15 +113,15 @@ def load_module(name: str, path: Path) -> ModuleType:
     return module
 
 
-def mini_batches(orders: Iterator[str], listing: str) -> Iterator[list[str]]:
-    """The paths of each mini-batch that the executor orders, until it orders no more."""
+def mini_batches(orders: Iterator[str], listing: str) -> Iterator[tuple[int, list[str]]]:
+    """The offset and paths of each mini-batch that the executor orders, until it orders no more."""
     with open(listing, encoding="ascii") as lines:
         for order in orders:
             offset, count = map(int, order.split())
             if not count:
                 return
             lines.seek(offset)
-            yield [json.loads(lines.readline()) for _ in range(count)]
+            yield offset, [json.loads(lines.readline()) for _ in range(count)]
 
 
 def score(script: ModuleType, paths: list[str], append: bool, messages: deque[str]) -> dict[str, Any]:
@@ -156,8 +153,16 @@ def is_frame(value: Any) -> bool:
 def to_text(result: Any) -> str:
     """The lines that append_row adds: a DataFrame's rows separated by spaces, or str() of each element."""
     if is_frame(result):
-        return result.to_csv(sep=" ", header=False, index=False, lineterminator="\n") if len(result) else ""
+        text = result.to_csv(sep=" ", header=False, index=False, lineterminator="\n") if len(result) else ""
+        return quote_carriage_returns(result) if "\r" in text else text
     return "".join(f"{element}\n" for element in result)
+
+
+def quote_carriage_returns(frame: Any) -> str:
+    """The rows of `frame`; to_csv() quotes a carriage return only where it can end a line, and readers do."""
+    rows = (frame.iloc[[number]] for number in range(len(frame)))
+    lines = (row.to_csv(sep=" ", header=False, index=False, lineterminator="\r\n") for row in rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def explain(missing: int, paths: list[str], result: Any, messages: deque[str]) -> list[tuple[str, str]]:
@@ -165,14 +170,32 @@ def explain(missing: int, paths: list[str], result: Any, messages: deque[str]) -
 
     Azure only counts them. Which they are can be told when the rows name their files.
     """
-    values = [str(value) for row in (result.values if is_frame(result) else result) for value in flatten(row)]
-    named = {*values, *(word for value in values for word in value.split())}
+    names = {name for path in paths for name in (path, os.path.basename(path))}
+    words = max(len(name.split()) for name in names)
+    rows = result.values if is_frame(result) else result
+    named = {find_name(str(value), names, words) for row in rows for value in flatten(row)}
     left_out = [p for p in paths if p not in named and os.path.basename(p) not in named]
     if len(left_out) != missing:
         among = f"one of {os.path.basename(paths[0])} ... {os.path.basename(paths[-1])}"
         return [(among, "no row, and the rows do not name their files")] * missing
     reasons = reasons_in(messages, paths)
     return [(p, reasons.get(p, "no row, and nothing in the log names it")) for p in left_out]
+
+
+def find_name(text: str, names: set[str], most_words: int) -> str:
+    """The one of `names` that is `text` or the longest that stands in it between blanks; "" if there is none.
+
+    The longest: the row "a b.jpg 3" is about "a b.jpg", and not about "b.jpg".
+    """
+    if text in names:
+        return text
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    parts = (
+        text[begin : words[last][1]]
+        for first, (begin, _) in enumerate(words)
+        for last in range(first, min(first + most_words, len(words)))
+    )
+    return max((part for part in parts if part in names), key=len, default="")
 
 
 def reasons_in(messages: deque[str], paths: list[str]) -> dict[str, str]:
@@ -207,11 +230,6 @@ def attempt(work: Callable[[], Any]) -> dict[str, Any]:
             "traceback": traceback.format_exc(),
             "fails_job": getattr(error, "fails_job", False),  # as the MLflow driver asks for
         }
-
-
-def send(answers: Any, answer: dict[str, Any]) -> None:
-    answers.write(json.dumps(answer) + "\n")
-    answers.flush()
 
 
 if __name__ == "__main__":

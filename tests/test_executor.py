@@ -17,9 +17,10 @@ import pytest
 from local_workspace import executor, worker
 from local_workspace.__main__ import main
 from local_workspace.deployment import Deployment
-from local_workspace.executor import Counts, Executor
+from local_workspace.executor import Executor
 from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
+from local_workspace.journal import Counts, Journal
 
 # Every script of the tests begins with this. It runs in its own folder, where it keeps notes for the test.
 BEGINNING = """
@@ -323,6 +324,20 @@ def test_fewer_rows_that_do_not_name_their_files_are_counted_as_unknown(tmp_path
 def test_a_row_names_its_file_by_name_or_path_in_any_kind_of_result(result: object) -> None:
     missing = worker.explain(1, ["/data/a.jpg", "/data/b.jpg"], result, worker.deque(["b.jpg: broken"]))
     assert missing == [("/data/b.jpg", "b.jpg: broken")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "failed"),
+    [
+        (["a b.jpg 3"], "/data/b.jpg"),
+        (["b.jpg 3"], "/data/a b.jpg"),
+        (["7: /data/a b.jpg"], "/data/b.jpg"),
+        ([("a b.jpg", 3)], "/data/b.jpg"),
+    ],
+)
+def test_a_row_is_about_the_longest_name_in_it(rows: list, failed: str) -> None:
+    found = worker.explain(1, ["/data/a b.jpg", "/data/b.jpg"], rows, worker.deque())
+    assert found == [(failed, "no row, and nothing in the log names it")]
 
 
 def test_more_rows_than_files_are_kept_and_the_files_counted_once(tmp_path: Path) -> None:
@@ -676,12 +691,17 @@ def peak_memory(folder: Path, files: int) -> int:
     with (folder / "listing").open("w") as listing:
         listing.writelines(json.dumps(f"/data/{number:0100}.jpg") + "\n" for number in range(files))
     job = Job(deployment, "run", folder, folder / "listing", folder, folder / "logs", init_timeout=60)
-    with JobLogs(job.logs, folder / "failed.csv") as logs:
+    journal = folder / "logs" / "journal.csv"
+    with (
+        Journal(
+            folder / "predictions.csv", folder / "failed.csv", journal, Counts(files, files // 100)
+        ) as done,
+        JobLogs(job.logs) as logs,
+    ):
         tracemalloc.start()
         try:
-            scoring = Executor(job, Counts(files, files // 100), logs, on_progress=lambda counts: None)
-            scoring.run()
-            assert scoring.counts.rows == files
+            Executor(job, done, logs, on_progress=lambda counts: None).run()
+            assert done.counts.rows == files
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,11 +131,10 @@ def test_a_registered_folder_keeps_its_last_name_below_the_model_dir(tmp_path: P
     assert (model / "variables" / "data").read_text() == "weights", "the user's own model stays"
 
 
-def test_a_model_folder_may_hold_the_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_folder_may_hold_the_output(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "model"))
-    assert score(tmp_path, ROWS, 1).code == 0
-    assert list((tmp_path / "model").iterdir()) == []
+    assert score(tmp_path, ROWS, 1, ["--output", str(tmp_path / "model" / "output")]).code == 0
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["output"]
 
 
 def test_a_registered_file_lies_in_the_model_dir(tmp_path: Path) -> None:
