@@ -8,6 +8,7 @@ in `azure.ai.ml._restclient` read them. Every subscription, resource group and w
 import re
 import uuid
 from typing import Any
+from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
@@ -74,7 +75,7 @@ def begin(call: Call, status: int, body: Body | None = None) -> Response:
     call.workspace.operations[operation] = 1
     subscription = call.scope.split("/providers/")[0].split("/resourceGroups/")[0]
     where = f"{subscription}/providers/Microsoft.MachineLearningServices/locations/{LOCATION}"
-    base = f"https://{MANAGEMENT_HOST}{where}"
+    base = f"https://{MANAGEMENT_HOST}{quote(where)}"
     headers = {
         "Azure-AsyncOperation": f"{base}/mfeOperationsStatus/{operation}",
         "Location": f"{base}/mfeOperationResults/{operation}",
@@ -102,7 +103,10 @@ def get_operation_status(call: Call) -> Response:
 def get_operation_result(call: Call) -> Response:
     if _poll(call):
         return Response(status_code=200)
-    return Response(status_code=202, headers={"Location": str(call.request.url)} | RETRY_SOON)
+    path = call.request.scope["path"]
+    return Response(
+        status_code=202, headers={"Location": f"https://{MANAGEMENT_HOST}{quote(path)}"} | RETRY_SOON
+    )
 
 
 # Cloud metadata, token, discovery

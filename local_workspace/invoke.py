@@ -4,7 +4,7 @@ import math
 import re
 import uuid
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from starlette.responses import JSONResponse, Response
 
@@ -15,7 +15,9 @@ from local_workspace.workspace import BLOB_HOST, DATASTORES, Call, last_name, no
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")
 DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
+MOST_DURATION = 40  # characters
 DATASTORE_URI = re.compile(r"azureml:/+(?:.*/)?datastores/([^/]+)/paths/(.*)")
+BLOB_URI = re.compile(rf"https://{re.escape(BLOB_HOST)}/([^/?#]+)(?:/([^?#]*))?(?:[?#].*)?", re.IGNORECASE)
 OVERRIDES = ("miniBatchSize", "errorThreshold", "outputFileName", "retrySettings")
 
 
@@ -107,9 +109,12 @@ def deployment_yaml(deployment: Body, properties: Body) -> dict[str, Any]:
 
 def seconds(duration: str) -> int:
     """`PT5M` -> 300: ARM writes durations in ISO 8601; the YAML has whole seconds."""
-    match = DURATION.fullmatch(duration)
+    match = DURATION.fullmatch(duration) if len(duration) <= MOST_DURATION else None
     if not match:
-        raise user_error(400, f"The duration {duration!r} is not valid: an ISO 8601 duration such as PT30S.")
+        message = (
+            f"The duration {duration[:MOST_DURATION]!r} is not valid: an ISO 8601 duration such as PT30S."
+        )
+        raise user_error(400, message)
     days, hours, minutes, rest = (float(part or 0) for part in match.groups())
     return math.ceil(((days * 24 + hours) * 60 + minutes) * 60 + rest)
 
@@ -149,10 +154,8 @@ def place_of(uri: str) -> Location:
         if match[1] not in DATASTORES:
             raise user_error(400, f"The datastore {match[1]!r} does not exist.")
         return {"container": DATASTORES[match[1]], "path": match[2].strip("/")}
-    parts = urlsplit(uri)
-    if parts.scheme == "https" and parts.hostname == BLOB_HOST:
-        container, _, path = unquote(parts.path).strip("/").partition("/")
-        return {"container": container, "path": path}
+    if match := BLOB_URI.fullmatch(uri):
+        return {"container": unquote(match[1]), "path": unquote(match[2] or "").strip("/")}
     raise user_error(
         400, f"{uri or 'an empty URI'} is not in this workspace: only its data assets and datastores."
     )
@@ -164,6 +167,8 @@ def _output_place(sent: Body, settings: Body) -> Location | None:
     if output is None or not output.get("uri"):
         return None
     place = place_of(output["uri"])
+    if place["container"] not in DATASTORES.values():
+        raise user_error(400, f"The output {output['uri']!r} is not in a datastore of this workspace.")
     if "file" in output.get("jobOutputType", "").lower():
         folder, _, settings["output_file_name"] = place["path"].rpartition("/")
         return place | {"path": folder}

@@ -170,7 +170,7 @@ def _duration(started: str | None, ended: str | None) -> str:
     if started is None:
         return "-"
     until = _moment(ended) if ended else datetime.now(timezone.utc)
-    seconds = round((until - _moment(started)).total_seconds())
+    seconds = max(0, round((until - _moment(started)).total_seconds()))  # a clock may be set back
     return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
 
 

@@ -4,6 +4,7 @@ It is also the guard against leaks: what runs with these proxy variables reaches
 """
 
 import asyncio
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from local_workspace.workspace import DOMAIN, SAMPLES_HOST
 HEAD_LIMIT = 64 << 10  # bytes
 HEAD_SECONDS = 30
 CHUNK = 256 << 10  # bytes
+OURS = re.compile(rf"([a-z0-9-]+\.)*{re.escape(DOMAIN)}", re.IGNORECASE)
 # A tunnel ends with its client, with a client that says nothing or too much, or with the server.
 ENDED = (asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError, asyncio.CancelledError)
 REFUSAL = (
@@ -23,7 +25,7 @@ REFUSAL = (
 
 
 def is_ours(host: str) -> bool:
-    return host in (SAMPLES_HOST, DOMAIN) or host.endswith("." + DOMAIN)
+    return host.lower() == SAMPLES_HOST or OURS.fullmatch(host) is not None
 
 
 async def start(listener: socket.socket, server_port: int, refuse: Callable[[str], None]) -> asyncio.Server:
@@ -49,7 +51,7 @@ async def _serve(
     method, _, rest = head.split(b"\r\n")[0].decode("latin-1").partition(" ")
     target = rest.partition(" ")[0]
     host, _, port = target.rpartition(":")
-    if method != "CONNECT" or port != "443" or not is_ours(host.lower()):
+    if method != "CONNECT" or port != "443" or not is_ours(host):
         refuse(target if method == "CONNECT" else f"{method} {target}")
         writer.write(REFUSAL)
         await writer.drain()

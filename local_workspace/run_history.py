@@ -9,7 +9,7 @@ from urllib.parse import quote
 from local_workspace.arm import Body
 from local_workspace.invoke import job_tags, studio_url
 from local_workspace.jobs import LOG_CONTAINER, TERMINAL, Job
-from local_workspace.workspace import BLOB_HOST, DATASTORES, Call, not_found
+from local_workspace.workspace import BLOB_HOST, DATASTORES, Call, bad_request, not_found
 
 
 def _find(call: Call, run: str) -> Job:
@@ -86,7 +86,9 @@ def get_run_details(call: Call) -> Body:
 
 
 def get_run_data(call: Call) -> Body:
-    run = call.body.get("runId") or ""
+    run = call.body.get("runId")
+    if not isinstance(run, str):
+        raise bad_request("runId has to be a text.")
     return {"runMetadata": _run(call, _find(call, run), run)}
 
 

@@ -1,9 +1,11 @@
 """`serve`: TLS, dispatch, access log. An unknown host or route is answered 501 and named in the log."""
 
 import asyncio
+import errno
 import inspect
 import json
 import logging
+import re
 import signal
 import socket
 import ssl
@@ -31,6 +33,9 @@ from local_workspace.tokens import Keys
 from local_workspace.workspace import API_HOST, BLOB_HOST, DATASTORES, MANAGEMENT_HOST, Call, Workspace
 
 JSON_LIMIT = 4 << 20  # bytes in one JSON body
+MOST_REFUSED, MOST_SHOWN = 1000, 300  # different refusals that are told; characters of what a client sent
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a limit
+HOST = re.compile(r"([a-z0-9.-]+)(?::[0-9]+)?", re.IGNORECASE)
 KEEP_ALIVE = 120  # seconds
 SEE = "See the README: Differences from Azure Machine Learning."
 
@@ -66,6 +71,11 @@ class Server:
 
     async def _answer(self, request: Request) -> Response:
         host = _host(request)
+        if {"content-length", "transfer-encoding"} <= set(request.headers):  # where does it end?
+            error = ServiceError(400, "InvalidHeaders", "The length of the request is given in two ways.")
+            response = error_response(host, error)
+            response.headers["connection"] = "close"  # what follows may not be a request
+            return response
         try:
             found = routes.find(request.method, host, request.scope["path"], request.query_params)
             if found is None:
@@ -90,6 +100,9 @@ class Server:
         if request.method in ("PUT", "POST") and isinstance(error, (AttributeError, KeyError, TypeError)):
             message = f"The request content does not have the form that is expected: {error}"
             return ServiceError(400, "InvalidRequestContent", message)
+        if isinstance(error, OSError) and error.errno in FULL:
+            message = f"The state folder takes no more: {error.strerror}"
+            return ServiceError(507, "InsufficientStorage", message)
         message = f"The local workspace failed; the traceback is in {self.log.name}"
         return ServiceError(500, "InternalServerError", message)
 
@@ -107,19 +120,22 @@ class Server:
             raise ServiceError(401, "InvalidAuthenticationToken", "The access token is invalid.")
 
     def refuse(self, what: str) -> None:
+        what = _shown(what)
+        if what not in self.refused and len(self.refused) >= MOST_REFUSED:
+            what = "others"
         if what not in self.refused:
             print(f"local workspace: refused {what}. {SEE}", file=sys.stderr, flush=True)
         self.refused[what] += 1
 
     def _refuse_route(self, request: Request, host: str) -> Response:
-        what = f"{request.method} https://{request.url.netloc}{request.scope['path']}"
+        what = f"{request.method} {request.scope['scheme']}://{request.headers.get('host')}{request.scope['path']}"
         self.refuse(what)
         message = f"The local workspace does not answer {what}. {SEE}"
         return error_response(host, ServiceError(501, "NotImplemented", message))
 
     def _write_log(self, request: Request, response: Response, seconds: float) -> None:
         path = request.scope["path"]
-        where = f"{request.url.hostname}{path}"
+        where = _shown(f"{request.headers.get('host')}{path}")
         clock, took = time.strftime("%H:%M:%S"), f"{seconds * 1000:.0f} ms"
         print(clock, response.status_code, request.method, where, took, file=self.log, flush=True)
 
@@ -139,12 +155,18 @@ class Server:
             self._record.close()
 
 
+def _shown(text: str) -> str:
+    """What a client sent, on a line of a log or a terminal: nothing in it may steer either of them."""
+    return "".join(one if one.isprintable() else "?" for one in text[:MOST_SHOWN])
+
+
 def _host(request: Request) -> str:
     """The host as the table of routes has it. A page of another site that resolves to us is not let in."""
-    host = request.url.hostname or ""
+    named = HOST.fullmatch(request.headers.get("host", ""))
+    host = named[1].lower() if named else ""
     if host in ("localhost", "127.0.0.1"):
-        return routes.PAGE if request.url.scheme == "http" else routes.LOOPBACK
-    return host if request.url.scheme == "https" else f"http://{host}"
+        return routes.PAGE if request.scope["scheme"] == "http" else routes.LOOPBACK
+    return host if request.scope["scheme"] == "https" else f"http://{host}"
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -155,7 +177,9 @@ async def read_json(request: Request) -> dict[str, Any]:
             raise ServiceError(413, "RequestEntityTooLarge", f"The body is larger than {JSON_LIMIT} bytes.")
     try:
         body = json.loads(content) if content else {}
-    except ValueError as error:
+        # What Python reads and JSON does not have would fail later: NaN, half of a surrogate pair, 1e999.
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
         message = f"The request content is not valid JSON: {error}"
         raise ServiceError(400, "InvalidRequestContent", message) from None
     if not isinstance(body, dict):
@@ -215,6 +239,8 @@ def _open(state: Path, network: dict[str, str], page_port: int) -> Workspace:
 
 
 def _listen(port: int) -> socket.socket:
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"port {port}: expected a number from 0 to 65535", "leave it away for a free one")
     # asyncio sends at once (TCP_NODELAY) only where the protocol is named: 40 ms a request otherwise.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

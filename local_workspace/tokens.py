@@ -22,6 +22,8 @@ class Keys:
         self.identity_header = secrets.token_urlsafe(32)  # what the token endpoint asks for
         self.page_key = secrets.token_urlsafe(32)  # in the address of every page
 
+    # No token has a start (nbf): the clock of the machine may be set back while the run lasts.
+
     def access_token(self, resource: str) -> dict[str, str]:
         """The answer of a managed identity's token endpoint (App Service, api-version 2019-08-01).
 
@@ -32,7 +34,6 @@ class Keys:
             "aud": resource,
             "iss": f"https://sts.azureml.test/{TENANT_ID}/",
             "iat": now,
-            "nbf": now,
             "exp": now + LIFETIME,
             "tid": TENANT_ID,
             "oid": TENANT_ID,

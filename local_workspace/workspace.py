@@ -68,6 +68,11 @@ class Call:
         return path.group() if path else ""
 
 
+def whole_number(text: str, otherwise: int) -> int:
+    """A number in a query, such as `$top=5`; `otherwise` where it is none, or one of too many digits."""
+    return int(text) if re.fullmatch("[1-9][0-9]{0,8}", text) else otherwise
+
+
 def not_found(what: str) -> ServiceError:
     return ServiceError(404, "ResourceNotFound", f"{what} was not found.")
 
