@@ -132,6 +132,9 @@ class Jobs:
                 status, error = self._run(job)
             except ServiceError as problem:
                 status, error = "Failed", {"code": problem.code, "message": problem.message}
+            except OSError as problem:  # of the disk, or a name that no file can have
+                message = f"{problem.strerror}: {problem.filename}"
+                status, error = "Failed", {"code": "UserError", "message": message}
             except Exception as problem:  # whatever it is, the next job gets its turn
                 status, error = "Failed", {"code": "SystemError", "message": repr(problem)}
             with self._lock:

@@ -123,5 +123,5 @@ def _stop_server(server: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-    assert server.stdin is not None
-    server.stdin.close()
+    if server.stdin:
+        server.stdin.close()

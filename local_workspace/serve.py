@@ -61,7 +61,12 @@ def serve(arguments: argparse.Namespace) -> int:
 def state_folder(arguments: argparse.Namespace) -> Path:
     """The state folder, which ignores itself in git. A folder with other things in it is refused."""
     folder = arguments.state.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be a state folder: {error.strerror}", "name one: --state DIR"
+        ) from None
     foreign = {path.name for path in folder.iterdir()} - {"samples", ".gitignore"}
     if foreign and not is_state_folder(folder):
         raise UserError(f"{folder} is not empty and no state folder", "name a new folder with --state DIR")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from local_workspace.errors import UserError
 from local_workspace.serve import add_state_argument
-from local_workspace.store import CONTENT, Store, is_state_folder, link_or_copy, local_path
+from local_workspace.store import CONTENT, Store, is_state_folder, link_or_copy, local_path, lock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,10 @@ def state(arguments: argparse.Namespace) -> int:
     folder = arguments.state.resolve()
     if not is_state_folder(folder):
         raise UserError(f"{folder} is no state folder of a local workspace", "name one with --state DIR")
+    if arguments.action == "delete":  # also one that this version cannot read
+        with lock(folder):
+            delete_state(folder)
+        return 0
     store = Store(folder)  # refuses a folder that is in use
     try:
         if arguments.action == "list":
@@ -33,8 +37,6 @@ def state(arguments: argparse.Namespace) -> int:
             export_state(store, arguments.folder)
     finally:
         store.close()
-    if arguments.action == "delete":
-        delete_state(folder)
     return 0
 
 

@@ -8,6 +8,7 @@ state survives `kill -9`.
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import threading
@@ -20,19 +21,23 @@ from typing import Any
 from local_workspace.errors import UserError
 
 TABLES = """
-CREATE TABLE IF NOT EXISTS resources (
+CREATE TABLE resources (
     kind TEXT, key TEXT COLLATE NOCASE, value TEXT NOT NULL, PRIMARY KEY (kind, key)
 );
-CREATE TABLE IF NOT EXISTS containers (name TEXT PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS blobs (
+CREATE TABLE containers (name TEXT PRIMARY KEY);
+CREATE TABLE blobs (
     container TEXT, name TEXT, file TEXT NOT NULL, properties TEXT NOT NULL, PRIMARY KEY (container, name)
 );
 """
 
 
 DATABASE = "state.sqlite"
+SCHEMA = 1  # of the tables and of what lies in them: it grows when an older state folder cannot be read
 # Everything that a workspace writes into its state folder; `samples/` may hold a user's own files too.
-CONTENT = (DATABASE, "lock", "blobs", "incoming", "jobs", "samples/embedded", "access.log", ".gitignore")
+CONTENT = (
+    *(DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", "lock", "blobs", "incoming", "jobs"),
+    *("samples/embedded", "access.log", ".gitignore"),
+)
 
 
 def is_state_folder(folder: Path) -> bool:
@@ -80,18 +85,22 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 class Store:
     def __init__(self, folder: Path) -> None:
+        """Open the state folder, which nobody else may have open. It is its owner's alone."""
         self.folder = folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         self._blobs = self.folder / "blobs"
         self._incoming = self.folder / "incoming"
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock(self.folder)
+        self._lock_file = lock(self.folder)
+        self._lock = threading.Lock()
+        try:
+            self._database = _open_database(self.folder)
+        except UserError:
+            self._lock_file.close()
+            raise
+        self._blobs.mkdir(exist_ok=True)
         shutil.rmtree(self._incoming, ignore_errors=True)  # uploads that a killed server left half done
         self._incoming.mkdir()
-        self._lock = threading.Lock()
-        self._database = sqlite3.connect(
-            self.folder / DATABASE, check_same_thread=False, isolation_level=None
-        )
-        self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + TABLES)
 
     def close(self) -> None:
         self._database.close()
@@ -109,8 +118,11 @@ class Store:
     # Resources: a kind ("models"), a key that ignores case as ARM does ("imagenet-classifier/1"), a dict.
 
     def put(self, kind: str, key: str, value: dict[str, Any]) -> None:
-        update = "ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value"
-        self._change(f"INSERT INTO resources VALUES (?, ?, ?) {update}", kind, key, json.dumps(value))
+        statement = (
+            "INSERT INTO resources VALUES (?, ?, ?)"
+            " ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value"
+        )
+        self._change(statement, kind, key, json.dumps(value))
 
     def get(self, kind: str, key: str) -> dict[str, Any] | None:
         rows = self._rows("SELECT value FROM resources WHERE kind = ? AND key = ?", kind, key)
@@ -158,9 +170,11 @@ class Store:
 
     def publish(self, container: str, name: str, path: Path, properties: dict[str, Any]) -> None:
         """Make a file of the state folder a blob where it lies: a growing log, the output of a job."""
-        update = "DO UPDATE SET file = excluded.file, properties = excluded.properties"
         file = path.relative_to(self.folder).as_posix()
-        statement = f"INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (container, name) {update}"
+        statement = (
+            "INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (container, name)"
+            " DO UPDATE SET file = excluded.file, properties = excluded.properties"
+        )
         self._change(statement, container, name, file, json.dumps(properties))
 
     def set_blob_properties(self, container: str, name: str, properties: dict[str, Any]) -> None:
@@ -212,7 +226,33 @@ class Store:
         return targets
 
 
-def _lock(folder: Path) -> Any:
+def _open_database(folder: Path) -> sqlite3.Connection:
+    """The database of a new folder, or of one that this version can read."""
+    database = sqlite3.connect(folder / DATABASE, check_same_thread=False, isolation_level=None)
+    try:
+        (found,) = database.execute("PRAGMA user_version").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables == 0:
+            found = SCHEMA
+            create = f"BEGIN; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT"
+            database.executescript(f"PRAGMA journal_mode = WAL; {create}")
+        database.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.DatabaseError as error:
+        database.close()
+        raise _unreadable(folder, f"cannot be read: {DATABASE}: {error}") from None
+    if found != SCHEMA:
+        database.close()
+        age = "a newer" if found > SCHEMA else "an older"
+        raise _unreadable(folder, f"was written by {age} version: schema {found}, expected {SCHEMA}")
+    return database
+
+
+def _unreadable(folder: Path, problem: str) -> UserError:
+    delete = f"python -m local_workspace state --state {shlex.quote(str(folder))} delete"
+    return UserError(f"the state folder {folder} {problem}", f"name another with --state DIR, or {delete}")
+
+
+def lock(folder: Path) -> Any:
     """Hold the state folder for this process; the system lets go of it however the process ends."""
     file = (folder / "lock").open("w")
     try:
