@@ -3,13 +3,15 @@
 Each run has a private folder with its own certificate authority; the folder goes when the run ends.
 """
 
+import fcntl
 import json
 import os
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from local_workspace import workspace
 from local_workspace.tokens import TENANT_ID
@@ -18,9 +20,17 @@ PACKAGE = Path(__file__).parent
 BUNDLE, VARIABLES, SUMMARY = "ca.pem", "environment.json", "summary.json"
 CONFIG = Path("config.json")  # MLClient.from_config() looks for it from the working folder upwards
 
-# What of the caller's environment has no place in a run: real accounts, other proxies, other authorities.
-DROPPED_PREFIXES = ("AZURE_", "AZUREML_", "ARM_", "IDENTITY_", "MSI_", "MLFLOW_", "IMDS_")
+# What of the caller's environment no command gets: real accounts, other proxies, other authorities.
+DROPPED_PREFIXES = (
+    *("AZURE_", "AZUREML_", "ARM_", "IDENTITY_", "MSI_", "IMDS_"),
+    *("MLFLOW_", "DATABRICKS_", "AWS_", "GOOGLE_", "CLOUDSDK_"),  # MLflow can write to all of these
+)
 DROPPED = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR", "WGETRC")
+# What of it the server and the batch executor get: enough to find Python, its libraries and the processors.
+KEPT = (
+    *("PATH", "PYTHONPATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"),
+    *("VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"),
+)
 HOSTS = (
     "localhost",
     "127.0.0.1",
@@ -72,7 +82,8 @@ def network_variables(folder: Path, proxy_port: int) -> dict[str, str]:
     variables |= {"NODE_EXTRA_CA_CERTS": bundle, "GIT_SSL_CAINFO": bundle, "WGETRC": str(folder / "wgetrc")}
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         variables |= {name: proxy, name.upper(): proxy}
-    return variables | {"no_proxy": nowhere, "NO_PROXY": nowhere}
+    # requests would send what the user's ~/.netrc has for any host
+    return variables | {"no_proxy": nowhere, "NO_PROXY": nowhere, "NETRC": os.devnull}
 
 
 def azure_variables(folder: Path, token_port: int, identity_header: str) -> dict[str, str]:
@@ -120,15 +131,33 @@ def write_files(folder: Path) -> None:
 @contextmanager
 def workspace_config() -> Iterator[None]:
     """A config.json for MLClient.from_config() while a command runs. One that is there stays as it is:
-    the local workspace answers to every name. No variable of the SDK can say where it is."""
-    written = not CONFIG.exists()
-    if written:
-        CONFIG.write_text(config_text(), encoding="utf-8")
+    the local workspace answers to every name. No variable of the SDK can say where it is.
+
+    Runs in one folder share the file, each with a lock on it: the last one removes it.
+    """
+    try:
+        file = _open_config()
+    except OSError as error:
+        print(f"local workspace: no {CONFIG} for from_config(): {error.strerror}", file=sys.stderr)
+        yield
+        return
     try:
         yield
     finally:
-        if written:
-            remove_config()
+        file.close()
+        remove_config()
+
+
+def _open_config() -> TextIO:
+    """The config.json that is there or a new one, locked; again where another run removes it meanwhile."""
+    while True:
+        with suppress(FileExistsError), CONFIG.open("x", encoding="utf-8") as file:
+            file.write(config_text())
+        with suppress(FileNotFoundError):
+            file = CONFIG.open(encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.path.samestat(CONFIG.stat(), os.fstat(file.fileno())):
+                return file
 
 
 def config_text() -> str:
@@ -142,9 +171,11 @@ def config_text() -> str:
 
 
 def remove_config() -> None:
-    """Remove our own config.json only: it may have been replaced by one for Azure."""
-    if CONFIG.is_file() and CONFIG.read_text(encoding="utf-8") == config_text():
-        CONFIG.unlink()
+    """Remove a config.json of ours that no run uses: it may have been replaced by one for Azure."""
+    with suppress(OSError), CONFIG.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if file.read() == config_text().encode():
+            CONFIG.unlink()
 
 
 def announce(folder: Path, variables: Mapping[str, str]) -> None:
@@ -163,7 +194,7 @@ def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def package_environment() -> dict[str, str]:
     """For our own processes: this package can be imported wherever they run."""
-    environment = without_azure()
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     path = filter(None, [str(PACKAGE.parent), environment.get("PYTHONPATH")])
     return environment | {"PYTHONPATH": os.pathsep.join(path)}
 

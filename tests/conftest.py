@@ -25,15 +25,17 @@ SCOPE = (
 class Served:
     """`serve` in a process of its own, and calls to it that need no SDK."""
 
-    def __init__(self, state: Path, record: Path | None = None) -> None:
+    def __init__(self, state: Path, record: Path | None = None, options: list[str] | None = None) -> None:
         self.state = state
         self.log = state.with_suffix(".log")
         command = [sys.executable, "-m", "local_workspace", "serve", "--state", str(state)]
-        command += ["--record", str(record)] if record else []
+        command += ["--record", str(record)] if record else options or []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stderr=log)
         self.folder = self._wait_until_ready()
-        variables = json.loads((self.folder / environment.VARIABLES).read_text())
+        self.connect(json.loads((self.folder / environment.VARIABLES).read_text()))
+
+    def connect(self, variables: dict[str, str]) -> None:
         self.environment = environment.child_environment(variables)
         self.session = requests.Session()
         self.session.trust_env = False
