@@ -169,7 +169,8 @@ class Commands(CLICommandsLoader):
         if command.startswith("ml ") and command in self.command_table:
             with ArgumentsContext(self, command) as context:
                 for name, settings in WORKSPACE_ARGUMENTS.items():
-                    context.extra(name, **settings)
+                    # knack's extra(), not Django's, which takes SQL
+                    context.extra(name, **settings)  # noqa: S610  # nosec B610
                     context.argument(name, **settings)
         super().load_arguments(command)
 
