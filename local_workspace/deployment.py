@@ -279,7 +279,7 @@ def read_yaml(path: Path) -> Any:
 
 def parse_yaml(text: str, place: str) -> Any:
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, Loader)  # noqa: S506  # nosec B506
     except Exception as error:  # the parser lets through what a wrong value raises: a KeyError for `!!bool x`
         raise UserError(f"{place}: not readable as YAML: {' '.join(str(error).split())}") from None
 
