@@ -764,6 +764,40 @@ def test_after_all_that_every_list_can_be_read(target: Target) -> None:
         assert ask(target, "GET", routes.PAGE, f"/jobs/{job['name']}?{target.key}").status == 200
 
 
+MISSING = [
+    ("GET", MANAGEMENT_HOST, f"{SCOPE}/computes/gone"),
+    ("GET", MANAGEMENT_HOST, f"{SCOPE}/datastores/gone"),
+    ("GET", MANAGEMENT_HOST, f"{SCOPE}/data/gone"),
+    ("GET", MANAGEMENT_HOST, f"{SCOPE}/batchEndpoints/guarded/deployments/gone"),
+    ("GET", MANAGEMENT_HOST, f"{SCOPE}/jobs/gone"),
+    ("POST", MANAGEMENT_HOST, f"{SCOPE}/jobs/gone/cancel"),
+    ("GET", MANAGEMENT_HOST, f"{routes.AT.replace('{subscription}', 's')}/mfeOperationsStatus/gone"),
+    ("GET", API_HOST, f"/history/v1.0{SCOPE}/runs/gone"),
+    ("POST", API_HOST, f"{SCOPE}/batchEndpoints/gone/jobs"),
+]
+
+
+@pytest.mark.parametrize("asked", MISSING, ids=lambda asked: f"{asked[0]} {asked[2].rpartition('/shop')[2]}")
+def test_what_is_not_there_is_not_found(target: Target, asked: tuple[str, str, str]) -> None:
+    assert ask(target, *asked, {"Authorization": f"Bearer {target.token}"}).status == 404
+
+
+def test_a_compute_is_deleted_once(target: Target) -> None:
+    headers, path = {"Authorization": f"Bearer {target.token}"}, f"{SCOPE}/computes/passing"
+    assert target.served.put("computes/passing", computeType="AmlCompute").status_code == 201
+    assert [ask(target, "DELETE", MANAGEMENT_HOST, path, headers).status for _ in range(2)] == [202, 204]
+    deployment = f"{SCOPE}/batchEndpoints/guarded/deployments/gone"
+    assert ask(target, "DELETE", MANAGEMENT_HOST, deployment, headers).status == 204
+
+
+@pytest.mark.parametrize(
+    "uri", [f"https://{BLOB_HOST}/elsewhere/x", "azureml://datastores/gone/paths/x", "https://example.com/x"]
+)
+def test_an_output_outside_the_datastores_is_refused(target: Target, uri: str) -> None:
+    given = {"outputData": {"score": {"jobOutputType": "UriFile", "uri": uri}}}
+    assert invoke(target.served, "guarded", **given).status_code == 400
+
+
 # Ranges, metadata, lists of blocks
 
 
