@@ -158,7 +158,7 @@ def size_of(path: str) -> int:
 
 @tf.autograph.experimental.do_not_convert
 def decode_mini_batch(_: tf.Tensor) -> tf.data.Dataset:
-    """Batches (n,) of positions and (n, size, size, 3) of images of the JPEGs at `paths`; then one with n = 0."""
+    """Batches of positions (n,) and images (n, size, size, 3) of the JPEGs at `paths`; the last has n = 0."""
     images = tf.data.Dataset.from_tensor_slices(paths).enumerate()
     images = images.map(decode_img, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     images = images.batch(device_batch_size).prefetch(1)
