@@ -45,7 +45,8 @@ def print_table(settings: list[Setting], best: Setting | None) -> None:
     told = any(setting.top_1 is not None for setting in settings)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for key in settings[0].values:
-        table.add_column(short(key).replace("_", " "), justify="right", overflow="fold")
+        words = short(key).split("_")
+        table.add_column(" ".join(words), justify="right", min_width=max(map(len, words)))
     for name in ["images/s", "slowest", "fastest", "MB", "alike", *["top-1"] * told]:
         table.add_column(name, justify="right", no_wrap=True)
     for setting in by_speed(settings):
