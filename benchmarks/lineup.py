@@ -128,10 +128,10 @@ def peer_contenders(inputs: Inputs, model: str, prepare: Callable[[], None]) -> 
     """Each at the fastest of several settings, which are tried before the first round."""
     _, paths = inputs.images(PEER_IMAGES[model])
     folder, onnx = inputs.model(model), inputs.onnx(model)
-    trial = paths[: TRIAL_IMAGES[model]]
 
     def peer(name: str, packages: str, settings: list[str], script: str, *arguments: str | Path) -> Contender:
         warm = script != "ray_data.py"  # which starts its processes anew each time
+        trial = paths[: TRIAL_IMAGES[model]] if warm else paths
         tries = []
         for one in settings:
             start = [sys.executable, PEERS / script, *arguments, *one.split()]

@@ -14,7 +14,7 @@ spec.loader.exec_module(by_batch)
 def init() -> None:
     global images
     by_batch.init()
-    images = tf.random.uniform((by_batch.DEVICE_BATCH_SIZE, by_batch.image_size, by_batch.image_size, 3))
+    images = tf.random.uniform((by_batch.device_batch_size, by_batch.image_size, by_batch.image_size, 3))
 
 
 def run(mini_batch: list[str]) -> list[str]:

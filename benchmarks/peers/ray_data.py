@@ -67,7 +67,7 @@ for paths in requests():
     for block in scored.iter_batches(batch_size=None, prefetch_batches=0):
         times.append((time.perf_counter(), len(block["path"])))
         found.update(zip(block["path"], block["scores"]))
-    # Steady: from the first block that is done to the last; the actors start anew with every run.
-    steady = sum(images for _, images in times[1:])
-    answer(np.stack([found[path] for path in paths]), times[-1][0] - times[0][0], steady)
+    # Steady: once each actor, which start anew with every run, has done a block.
+    begin, steady = times[arguments.actors - 1][0], sum(images for _, images in times[arguments.actors :])
+    answer(np.stack([found[path] for path in paths]), times[-1][0] - begin, steady)
     ray.shutdown()

@@ -51,6 +51,8 @@ def init() -> None:
     # Traced once, for all images: model.predict() would set up a pipeline at every call.
     images = tf.TensorSpec((1, image_size, image_size, 3))
     classify = tf.function(model, input_signature=[images], autograph=False)
+    if MIXED_PRECISION == "1" and not gpus:
+        classify = with_constants(classify)
     scores = classify(tf.zeros((1, image_size, image_size, 3)))
     numbers = scores.dtype.is_floating or scores.dtype.is_integer
     if scores.ndim != 2 or len(scores) != 1 or not scores.shape[1] or not numbers:
@@ -198,6 +200,17 @@ def load_keras_model(path: Path) -> Callable:
             return tf_keras.models.load_model(path, compile=False)
         except Exception as older:
             raise ValueError(f"Keras 3: {error}; Keras 2: {older}") from older
+
+
+def with_constants(classify: tf.types.experimental.PolymorphicFunction) -> Callable:
+    """`classify` with constants for variables, whose bfloat16 is kept: else each call would make it anew.
+
+    It halves the time for a single image; a large model takes four times the memory.
+    """
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    constant = convert_variables_to_constants_v2(classify.get_concrete_function(), lower_control_flow=False)
+    return lambda images: tf.nest.flatten(constant(tf.convert_to_tensor(images)))[0]
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
