@@ -24,7 +24,7 @@ def main() -> int:
     try:
         return benchmark(parse())
     except KeyboardInterrupt:
-        say("interrupted: nothing was written")
+        say("interrupted: what was written is of the whole rounds so far")
         return 130
     except UserError as error:
         say(f"error: {error.message}\n\nhint: {error.hint}")
@@ -44,15 +44,15 @@ def benchmark(arguments: argparse.Namespace) -> int:
         try:
             for contender in chosen:
                 prepare(contender)
+            arguments.output.mkdir(parents=True, exist_ok=True)
             for number in range(arguments.rounds):
                 first = number * len(chosen) // arguments.rounds
                 for contender in chosen[first:] + chosen[:first]:
                     measure(contender, number)
+                report.write(arguments.output, chosen, inputs.photos_are, number + 1)
         finally:
             for contender in chosen:
                 contender.end()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    report.write(arguments.output, chosen, inputs.photos_are, arguments.rounds)
     say(f"{(time.monotonic() - begin) / 60:.1f} minutes")
     print(arguments.output / "results.md")
     return 0
