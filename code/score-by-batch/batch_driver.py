@@ -89,6 +89,7 @@ def init() -> None:
     with tf.device("CPU"):
         paths = tf.Variable([], shape=(None,), dtype=tf.string, trainable=False)
     options = tf.data.Options()
+    options.autotune.enabled = False  # it can hold up the end of the process for five seconds
     options.experimental_optimization.inject_prefetch = False  # it would take the next paths too early
     pipeline = tf.data.Dataset.from_tensors(0).repeat().flat_map(decode_mini_batch).with_options(options)
     decoded = iter(pipeline)
