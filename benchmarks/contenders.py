@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -55,46 +56,43 @@ def deployment(yaml: str, model: Path, data: Path, output: Path, *settings: str)
 
     def measure(contender: Contender) -> dict[str, float]:
         begin = time.perf_counter()
-        ready = run_to_end([str(part) for part in command], output)
+        done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
         seconds = time.perf_counter() - begin
+        if done.returncode:
+            raise LeftOut(f"score ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
         summary = json.loads((output / "summary.json").read_text())
         if summary["not_scored"] or summary["failed"]:
             raise LeftOut(f"{summary['failed']} of {summary['files']} files failed")
         contender.predictions = read_predictions(output / "score" / "predictions.csv")
-        rate = steady_rate(output / "logs" / "sys" / "job_report" / "processed_mini-batches.csv", ready)
+        logs = output / "logs"
+        processed = logs / "sys" / "job_report" / "processed_mini-batches.csv"
+        rate = steady_rate(processed, ready_times(logs))
         return {RATE: rate, MEMORY: summary["peak_memory_of_a_worker_mb"], SECONDS: seconds}
 
     return measure
 
 
-def run_to_end(command: list[str], output: Path) -> dict[str, float]:
-    """Runs `command`; returns when each of its workers was ready, from any fixed moment on."""
-    ready: dict[str, float] = {}
-    for old in output.glob("logs/job_progress_overview.*"):
-        old.unlink()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as job:
-        while job.poll() is None:
-            for log in output.glob("logs/job_progress_overview.*"):
-                for line in log.read_text().splitlines():
-                    if line.endswith(": ready"):
-                        ready.setdefault(" ".join(line.split()[2:4]).rstrip(":"), time.perf_counter())
-            time.sleep(0.01)
-        said = job.stderr.read().decode() if job.stderr else ""
-    if job.returncode:
-        raise LeftOut(f"score ended with exit code {job.returncode}: {said.strip()[-300:]}")
-    return ready
+def ready_times(logs: Path) -> dict[str, float]:
+    """When each worker had done its init(), in seconds since any moment."""
+    (overview,) = logs.glob("job_progress_overview.*")
+    lines = [line for line in overview.read_text().splitlines() if line.endswith(": ready")]
+    return {
+        " ".join(line.split()[2:4]).rstrip(":"): datetime.fromisoformat(line[:23]).timestamp()
+        for line in lines
+    }
 
 
 def steady_rate(processed: Path, ready: dict[str, float]) -> float:
     """Images a second while all workers were scoring: neither while one still started, nor had ended.
 
-    A worker gets its next mini-batch as soon as it has answered, so their times follow one another.
+    The first mini-batch of a worker is its warm-up, as the peers have theirs. A worker gets its next
+    mini-batch as soon as it has answered, so their times follow one another.
     """
     times = defaultdict(list)
     with processed.open(newline="") as lines:
         for row in csv.DictReader(lines):
             times[f"{row['instance']} {row['process']}"].append((int(row["files"]), float(row["seconds"])))
-    start = max(ready[worker] for worker in times)
+    start = max(ready[worker] + times[worker][0][1] * (len(times[worker]) > 1) for worker in times)
     end = min(ready[worker] + sum(seconds for _, seconds in times[worker]) for worker in times)
     images = 0.0
     for worker, mini_batches in times.items():

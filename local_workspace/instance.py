@@ -123,6 +123,10 @@ class Worker:
             )
         os.close(orders)
         os.close(answers)
+        cores = share_of_cores(job, self.slot)
+        if cores and hasattr(os, "sched_setaffinity"):
+            with suppress(OSError):  # not allowed: then the system moves it between the cores
+                os.sched_setaffinity(self.process.pid, cores)
         self._guard.note(self.process.pid)
         self._send("start\n")  # now that it cannot be left over
 
@@ -216,8 +220,7 @@ def worker_arguments(job: Job, worker: Worker, orders: int, answers: int) -> lis
 
 def environment(job: Job, slot: int) -> dict[str, str]:
     """The environment of the worker number `slot`: what Azure sets, and its share of the processors."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = str(max(1, cores // job.deployment.workers))
+    threads = str(len(share_of_cores(job, slot)) or 1)
     gpus = gpu_indices()
     return {
         **{name: os.environ[name] for name in INHERITED if name in os.environ},
@@ -233,6 +236,16 @@ def environment(job: Job, slot: int) -> dict[str, str]:
         "AZUREML_BI_OUTPUT_PATH": str(job.output),
         **job.deployment.environment_variables,
     }
+
+
+def share_of_cores(job: Job, slot: int) -> list[int]:
+    """The cores of the worker number `slot`, as a node's are its own; none where there are too few."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(os.cpu_count() or 1))
+    each = len(cores) // job.deployment.workers
+    return cores[slot * each : (slot + 1) * each]
 
 
 def gpu_indices() -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +28,7 @@ class JobLogs:
         self._overview.close()
 
     def overview(self, text: str) -> None:
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        line = f"{datetime.now().isoformat(' ', 'milliseconds')} {text}\n"
         with suppress(OSError):  # a full disk: where a result cannot be written, the job fails and says so
             self._overview.write(line.encode("utf-8", "backslashreplace"))
 

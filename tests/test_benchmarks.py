@@ -51,14 +51,18 @@ def test_a_name_that_no_contender_has_is_refused_with_those_that_there_are(tmp_p
 
 
 def test_a_rate_is_taken_while_all_workers_score(tmp_path: Path) -> None:
-    """The first worker scores 10 a second from second 0 to 3, the other 20 a second from 1 to 5."""
+    """The first worker scores 10 a second from second 0 to 4, the other 20 a second from 1 to 5.
+
+    The first mini-batch of each, the other's until second 3, is its warm-up.
+    """
     processed = tmp_path / "processed.csv"
     rows = [
         "instance,process,files,seconds",
+        "a,p,1,1.0",
         "a,p,10,1.0",
         "a,p,10,1.0",
         "a,p,10,1.0",
-        "b,p,40,2",
+        "b,p,3,2",
         "b,p,40,2",
     ]
     processed.write_text("\n".join(rows) + "\n")

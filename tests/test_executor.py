@@ -268,6 +268,29 @@ def run(mini_batch):
     assert "returned Series" in run.failed["series"]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system keeps no process to some cores")
+@pytest.mark.parametrize("more_than_cores", [False, True])
+def test_workers_share_the_cores_out_unless_there_are_too_few(tmp_path: Path, more_than_cores: bool) -> None:
+    script = """
+def init():
+    note([sorted(os.sched_getaffinity(0)), int(os.environ["OMP_NUM_THREADS"])])
+
+def run(mini_batch):
+    wait_until(lambda: len(notes()) == WORKERS)
+    return mini_batch
+"""
+    cores = sorted(os.sched_getaffinity(0))
+    workers = len(cores) + 1 if more_than_cores else min(2, len(cores))
+    score(tmp_path, f"WORKERS = {workers}\n{script}", workers, instance_count=workers)
+    found = [json.loads(line) for line in read_notes(tmp_path)]
+    if more_than_cores:
+        assert found == [[cores, 1]] * workers
+    else:
+        each = len(cores) // workers
+        shares = [[cores[slot * each : (slot + 1) * each], each] for slot in range(workers)]
+        assert sorted(found) == shares
+
+
 # --- counting
 
 

@@ -131,6 +131,72 @@ def test_the_input_size_is_the_model_s_else_224(
     assert frame["class"].tolist() == [0, 1, 2]
 
 
+def a_counter(folder: Path) -> None:
+    """A model that changes a variable in each call, and adds what it was before to the scores."""
+    import tensorflow as tf
+
+    class Counter(tf.Module):
+        def __init__(self) -> None:
+            self.calls = tf.Variable(0.0)
+
+        @tf.function(autograph=False)
+        def score(self, images: tf.Tensor) -> tf.Tensor:
+            calls = self.calls.assign_add(1)
+            return LOGIT * tf.reduce_mean(images, axis=(1, 2)) + calls - 1
+
+    save_module(Counter(), folder)
+
+
+def a_table(folder: Path) -> None:
+    """A model that looks up the weight of the colour."""
+    import tensorflow as tf
+
+    class Table(tf.Module):
+        def __init__(self) -> None:
+            weights = tf.lookup.KeyValueTensorInitializer(["colour"], [LOGIT])
+            self.table = tf.lookup.StaticHashTable(weights, 0.0)
+            self.one = tf.Variable(1.0)
+
+        @tf.function(autograph=False)
+        def score(self, images: tf.Tensor) -> tf.Tensor:
+            return self.one * self.table.lookup(tf.constant("colour")) * tf.reduce_mean(images, axis=(1, 2))
+
+    save_module(Table(), folder)
+
+
+def save_module(module: Any, folder: Path) -> None:
+    import tensorflow as tf
+
+    signature = module.score.get_concrete_function(tf.TensorSpec((None, SIDE, SIDE, 3)))
+    tf.saved_model.save(module, str(folder / "model"), signatures=signature)
+
+
+@pytest.mark.parametrize("write", [a_counter, a_table])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_whose_variables_cannot_become_constants_is_scored_as_it_is(
+    name: str, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    script = load(name, {"AZUREML_MODEL_DIR": str(tmp_path)}, monkeypatch)
+    frame = script.run(write_pictures(tmp_path / "pictures"))
+    assert frame["class"].tolist() == [0, 1, 2]
+    assert frame["probability"].tolist() == pytest.approx([PROBABILITY] * 3, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_weights_become_constants_and_large_ones_do_not(
+    name: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorflow as tf
+
+    script = load(name, {"AZUREML_MODEL_DIR": str(model_dir)}, monkeypatch)
+    assert not script.classify.captured_inputs
+    monkeypatch.setitem(script.MAX_CONSTANTS, "0", 0)
+    script.init()
+    assert len(script.classify.captured_inputs) == 2  # weights and biases
+    assert script.classify(tf.ones((1, SIDE, SIDE, 3))).shape == (1, 3)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_that_are_not_finite_are_left_out_and_logged(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

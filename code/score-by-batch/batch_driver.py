@@ -13,6 +13,7 @@ Settings (environment variables of the deployment):
                        parquet: run() writes a file for each mini-batch too, for output_action summary_only.
 """
 
+import gc
 import hashlib
 import logging
 import os
@@ -28,6 +29,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from PIL import Image, ImageOps
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 DEVICE_BATCH_SIZE = os.environ.get("DEVICE_BATCH_SIZE", "16")  # images
 IMAGE_FIT = os.environ.get("IMAGE_FIT", "crop")
@@ -36,6 +38,8 @@ OUTPUT_FORMAT = os.environ.get("OUTPUT_FORMAT", "rows")
 DEFAULT_SIZE = 224  # pixels a side, for a model that takes images of any size
 DECODE_SIZE = 256  # pixels a side: a large JPEG is decoded at 1/2, 1/4 or 1/8, but not below this
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start a program (EPS)
+# Bytes of weights that become constants, by MIXED_PRECISION, which gains more by it.
+MAX_CONSTANTS = {"0": 2**25, "1": 2**29}
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
 LARGE_PIXELS = 25_000_000  # of an image; Pillow reads larger ones one at a time, which bounds the memory
 MAX_BYTES = 2**29  # of a file
@@ -71,11 +75,7 @@ def init() -> None:
 
     path = find_model(Path(os.environ["AZUREML_MODEL_DIR"]))
     model, image_size = load_model(path)
-    # Traced once, for all images: model.predict() would set up a pipeline at every call.
-    images = tf.TensorSpec((None, image_size, image_size, 3))
-    classify = tf.function(model, input_signature=[images], autograph=False)
-    if MIXED_PRECISION == "1" and not gpus:
-        classify = with_constants(classify)
+    classify = trace(model, tf.TensorSpec((None, image_size, image_size, 3)))
     scores = classify(tf.zeros((device_batch_size, image_size, image_size, 3)))
     numbers = scores.dtype.is_floating or scores.dtype.is_integer
     if scores.ndim != 2 or len(scores) != device_batch_size or not scores.shape[1] or not numbers:
@@ -173,13 +173,15 @@ def decode_mini_batch(_: tf.Tensor) -> tf.data.Dataset:
 def decode_img(position: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The JPEG at `path` as read_image() would read it; raises for what is left to read_image()."""
     contents = tf.io.read_file(path)
-    turned = tf.strings.regex_full_match(tf.strings.substr(contents, 0, 65536), TURNED)
+    scans = tf.strings.split(contents, b"\xff\xda", maxsplit=MAX_SCANS + 1)  # the first is the header
+    # A second one may be that of a thumbnail, which stands in the header.
+    header = tf.where(tf.size(scans) == 2, scans[0], tf.strings.substr(contents, 0, 65536))
+    turned = tf.strings.regex_full_match(header, TURNED)
     upright_jpeg = (tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff") & ~turned
     with tf.control_dependencies([tf.debugging.Assert(upright_jpeg, [path])]):
         shape = tf.cast(tf.image.extract_jpeg_shape(contents), tf.int64)
     short_side = tf.minimum(shape[0], shape[1])
-    scans = tf.size(tf.strings.split(contents, b"\xff\xda", maxsplit=MAX_SCANS + 1)) - 1
-    small = (shape[0] * shape[1] <= MAX_PIXELS // 2) & (scans <= MAX_SCANS)
+    small = (shape[0] * shape[1] <= MAX_PIXELS // 2) & (tf.size(scans) - 1 <= MAX_SCANS)
     with tf.control_dependencies([tf.debugging.Assert((shape[2] < 4) & small, [path])]):
         scale = sum(tf.cast(short_side // DECODE_SIZE >= ratio, tf.int32) for ratio in (2, 4, 8))
     decode = partial(tf.io.decode_jpeg, contents, channels=3, dct_method="INTEGER_ACCURATE")
@@ -321,15 +323,32 @@ def load_keras_model(path: Path) -> Callable:
             raise ValueError(f"Keras 3: {error}; Keras 2: {older}") from older
 
 
-def with_constants(classify: tf.types.experimental.PolymorphicFunction) -> Callable:
-    """`classify` with constants for variables, whose bfloat16 is kept: else each call would make it anew.
+def trace(model: Callable, images: tf.TensorSpec) -> Callable:
+    """`model` traced once, for all `images`: model.predict() would set up a pipeline at every call.
 
-    It halves the time for a single image; a large model takes four times the memory.
+    On a CPU its weights become constants, unless they are large: what oneDNN makes of them for its kernels
+    is then kept from call to call. It takes memory: 16 to 18 times their size, as measured.
     """
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    traced = tf.function(model, input_signature=[images], autograph=False).get_concrete_function()
+    weights = sum((v.shape.num_elements() or 0) * v.dtype.size for v in traced.variables)
+    if weights > MAX_CONSTANTS[MIXED_PRECISION] or tf.config.list_physical_devices("GPU"):
+        return traced
+    traced = with_constants(traced, images)
+    gc.collect()  # copies of the weights
+    return traced
 
-    constant = convert_variables_to_constants_v2(classify.get_concrete_function(), lower_control_flow=False)
-    return lambda images: tf.nest.flatten(constant(tf.convert_to_tensor(images)))[0]
+
+def with_constants(traced: Callable, images: tf.TensorSpec) -> Callable:
+    """`traced` with constants for variables, or as it is where that cannot be."""
+    try:
+        constant = convert_variables_to_constants_v2(traced, lower_control_flow=False)
+    except ValueError:  # the model changes its variables
+        return traced
+    if len(constant.inputs) > 1:  # the model has tables
+        return traced
+    graph, name, result = constant.graph.as_graph_def(), constant.inputs[0].name, constant.outputs[0].name
+    imported = lambda images: tf.graph_util.import_graph_def(graph, {name: images}, [result])[0]  # noqa: E731
+    return tf.function(imported, input_signature=[images], autograph=False).get_concrete_function()
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
