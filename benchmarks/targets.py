@@ -29,6 +29,7 @@ class Target:
 
 
 BOTH = (LITE0, RESNET)
+# Where one was passed by far it has been raised, so that a loss shows.
 TARGETS = (
     Target("by-file", ("naive by-file",), RATE, 6, models=BOTH),
     Target("by-file, bf16", ("naive by-file",), RATE, 9, models=BOTH),
@@ -39,14 +40,14 @@ TARGETS = (
     Target("by-batch, 2 workers, bf16", ("OpenVINO, bf16",), RATE, 0.9, models=(RESNET,)),
     Target("by-batch, 2 workers", ("model alone, 2 workers",), RATE, 0.9, models=BOTH),
     Target("by-batch, 2 workers, bf16", ("model alone, 2 workers, bf16",), RATE, 0.9, models=BOTH),
-    Target("by-file", ("naive by-file",), MEMORY, 1.1, at_most=True, models=(RESNET,)),
+    Target("by-file", ("naive by-file",), MEMORY, 1.05, at_most=True, models=(RESNET,)),
     Target("by-batch", ("naive by-batch",), MEMORY, 1.1, at_most=True, models=(RESNET,)),
-    Target("24 megapixels, by-file", ("24 megapixels, naive",), RATE, 2, models=(LITE0,)),
-    Target("no-op, 1,000,000 files", (), RATE, 50_000),
-    Target("no-op, 1,000,000 files", ("no-op, 100,000 files",), MEMORY, 1.2, at_most=True),
-    Target("cold start to the first row", ("import tensorflow",), SECONDS, 1.5, at_most=True),
+    Target("24 megapixels, by-file", ("24 megapixels, naive",), RATE, 8, models=(LITE0,)),
+    Target("no-op, 1,000,000 files", (), RATE, 100_000),
+    Target("no-op, 1,000,000 files", ("no-op, 100,000 files",), MEMORY, 1.1, at_most=True),
+    Target("cold start to the first row", ("import tensorflow",), SECONDS, 1.4, at_most=True),
     Target("upload of 1000 photos", ("upload of 1000 photos, Azurite",), SECONDS, 2),
-    Target("az call", ("import of the SDK",), SECONDS, 8),
+    Target("az call", ("import of the SDK",), SECONDS, 15),
 )
 
 

@@ -1,12 +1,14 @@
 """What more than one test file uses."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ SCOPE = (
     "/subscriptions/test_subscription/resourceGroups/group"
     "/providers/Microsoft.MachineLearningServices/workspaces/shop"
 )
+
+# Prints its variables once it is inside the run, and stays there until its stdin is closed.
+STAY = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
 
 
 class Served:
@@ -82,6 +87,29 @@ class Served:
         return self.process.wait(30)
 
 
+class Run(Served):
+    """`run -- COMMAND`, whose command tells its variables and waits."""
+
+    def __init__(self, state: Path, **caller: str) -> None:
+        self.state, self.log = state, state.with_suffix(".log")
+        python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        caller = os.environ | {"PYTHONPATH": python_path} | caller
+        command = [sys.executable, "-m", "local_workspace", "run", "--state", str(state), "--"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, sys.executable, "-c", STAY], cwd=state.parent, env=caller, stderr=log, **pipes
+            )
+        self.variables = json.loads(self.process.stdout.readline())
+        self.folder = Path(self.variables["AZURE_CONFIG_DIR"]).parent
+        self.connect(self.variables)
+        self.environment = self.variables
+
+    def end(self) -> int:
+        self.process.communicate(timeout=60)
+        return self.process.returncode
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One workspace for all tests that can share one. Its JSON answers are recorded for the contract test."""
@@ -98,3 +126,19 @@ def samples_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
     samples.prepare(folder)
     return folder
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """The state folder of a workspace that the test starts itself."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def start(own: Path) -> Iterator[Callable[[], Served]]:
+    """Starts a workspace on `own`, again and again."""
+    started: list[Served] = []
+    yield lambda: started.append(Served(own)) or started[-1]
+    for workspace in started:
+        workspace.stop(signal.SIGKILL)
+        shutil.rmtree(workspace.folder, ignore_errors=True)

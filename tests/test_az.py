@@ -1,20 +1,18 @@
 """az inside a run: exit codes, output forms, its speed, and that it gives what azure.ai.ml gives."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, Run
 
 from local_workspace import az, az_account, az_client
 
-ROOT = Path(__file__).parents[1]
 SCORING_SCRIPT = """
 import time
 from pathlib import Path
@@ -26,8 +24,6 @@ def run(mini_batch):
         time.sleep(60)
     return [f"{Path(path).name} 1 0.5" for path in mini_batch]
 """
-# Prints its variables once it is inside the run, and stays there until its stdin is closed.
-STAY = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
 
 Az = Callable[..., subprocess.CompletedProcess]
 
@@ -55,20 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(folder: Path) -> Iterator[dict[str, str]]:
     """The variables of a run that lasts as long as the tests of this file."""
-    command = [sys.executable, "-m", "local_workspace", "run", "--", sys.executable, "-c", STAY]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": path},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        assert process.stdin and process.stdout
-        yield json.loads(process.stdout.readline())
-        process.stdin.close()
-        assert process.wait(30) == 0
+    run = Run(folder / "state")
+    yield run.variables
+    assert run.end() == 0
 
 
 @pytest.fixture(scope="module")

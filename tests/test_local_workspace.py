@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -264,20 +264,6 @@ def test_an_input_that_cannot_be_scored_is_refused(
     make_deployment(served, "strict")
     answer = invoke(served, "strict", **changed)
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """The state folder of a workspace that the test starts itself."""
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def start(own: Path) -> Iterator[Callable[[], Served]]:
-    started: list[Served] = []
-    yield lambda: started.append(Served(own)) or started[-1]
-    for workspace in started:
-        workspace.stop(signal.SIGKILL)
 
 
 def is_locked(path: Path) -> bool:

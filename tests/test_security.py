@@ -8,7 +8,6 @@ import re
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,37 +18,13 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
-from conftest import ROOT, SCOPE, Served
+from conftest import SCOPE, Run, Served
 from test_local_workspace import invoke, make_deployment, upload, wait_for
 from test_page import get, part, photo
 
 from local_workspace import environment
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="sockets are listed in /proc")
-STAY = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
-
-
-class Run(Served):
-    """`run -- COMMAND`, whose command tells its variables and waits."""
-
-    def __init__(self, state: Path, **caller: str) -> None:
-        self.state, self.log = state, state.with_suffix(".log")
-        python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        caller = os.environ | {"PYTHONPATH": python_path} | caller
-        command = [sys.executable, "-m", "local_workspace", "run", "--state", str(state), "--"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, sys.executable, "-c", STAY], cwd=state.parent, env=caller, stderr=log, **pipes
-            )
-        self.variables = json.loads(self.process.stdout.readline())
-        self.folder = Path(self.variables["AZURE_CONFIG_DIR"]).parent
-        self.connect(self.variables)
-        self.environment = self.variables
-
-    def end(self) -> int:
-        self.process.communicate(timeout=60)
-        return self.process.returncode
 
 
 # Loopback only

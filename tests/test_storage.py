@@ -5,17 +5,10 @@ Azurite comes from npm into a cached folder, where Node is present.
 
 import base64
 import os
-import shutil
-import socket
-import subprocess
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from itertools import chain
-from pathlib import Path
 
 import pytest
 from azure.core.exceptions import (
@@ -24,15 +17,14 @@ from azure.core.exceptions import (
     ResourceNotFoundError,
 )
 from azure.storage.blob import (
-    AccountSasPermissions,
     BlobServiceClient,
     ContainerClient,
-    ResourceTypes,
-    generate_account_sas,
 )
 from conftest import SCOPE, Served
 
-AZURITE = "3.37.0"
+import benchmarks.azurite
+from benchmarks.contenders import LeftOut
+
 SMALL = 64 << 10  # bytes: larger bodies are sent in blocks, larger blobs are read in ranges
 NAMES = ["a.txt", "a/b.txt", "a/b/c d.txt", "ä/100%+&?#.txt", "a/../up.txt", "z=1.txt"]
 
@@ -58,52 +50,14 @@ def ours(served: Served) -> Account:
 
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    command, folder, port = install_azurite(), tmp_path_factory.mktemp("azurite"), free_port()
-    key = base64.b64encode(os.urandom(32)).decode()
-    options = ["--location", str(folder), "--blobPort", str(port), "--skipApiVersionCheck", "--silent"]
-    environment = os.environ | {"AZURITE_ACCOUNTS": f"account:{key}"}
-    process = subprocess.Popen([*command, *options], env=environment, stdout=subprocess.DEVNULL)
     try:
-        wait_for_port(port, process)
-        expiry = datetime.now(timezone.utc) + timedelta(hours=1)
-        everything = AccountSasPermissions.from_string("rwdlac")
-        types = ResourceTypes(service=True, container=True, object=True)
-        sas = generate_account_sas("account", key, types, everything, expiry)
-        yield Account(f"http://127.0.0.1:{port}/account", sas, {})
-    finally:
-        process.kill()  # a polite end waits until the client's idle connections are closed
-        process.wait()
-
-
-def install_azurite() -> list[str]:
-    """The command that starts it; npm is asked once, then the cached folder has it."""
-    npm, node = shutil.which("npm"), shutil.which("node")
-    if npm is None or node is None:
-        pytest.skip("Node and npm are not here, so there is no Azurite to compare with")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "imagenet-classifier-batch" / f"azurite-{AZURITE}"
-    script = folder / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-    if not script.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        install = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", f"azurite@{AZURITE}"]
-        installed = subprocess.run(install, capture_output=True, text=True, timeout=300)
-        if installed.returncode != 0:
-            pytest.skip(f"npm could not install Azurite: {installed.stderr.strip()[-200:]}")
-    return [node, str(script)]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    raise AssertionError("Azurite did not start")
+        process, address = benchmarks.azurite.start(tmp_path_factory.mktemp("azurite"))
+    except LeftOut as reason:
+        pytest.skip(str(reason))
+    url, _, signature = address.partition("?")
+    yield Account(url, signature, {})
+    process.kill()  # a polite end waits until the client's idle connections are closed
+    process.wait()
 
 
 @pytest.fixture(params=["ours", "azurite"])

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import socket
 import sqlite3
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from azure.storage.blob import BlobClient
-from conftest import ROOT, SCOPE, Served
+from conftest import ROOT, SCOPE, Run, Served
 from test_local_workspace import SCRIPT, invoke, make_deployment, run, upload, wait_for
 
 from local_workspace.errors import UserError
@@ -33,21 +32,6 @@ from local_workspace.workspace import BLOB_HOST
 
 BLOCK = 1 << 20  # bytes
 QUEUED = int(os.environ.get("QUEUED", "12"))  # jobs; by hand: QUEUED=50
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """The state folder of a workspace that the test starts itself."""
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def start(own: Path) -> Iterator[Callable[[], Served]]:
-    started: list[Served] = []
-    yield lambda: started.append(Served(own)) or started[-1]
-    for workspace in started:
-        workspace.stop(signal.SIGKILL)
-        shutil.rmtree(workspace.folder, ignore_errors=True)
 
 
 def sas(served: Served) -> str:
@@ -379,44 +363,16 @@ def test_a_port_that_is_none_is_refused(own: Path, port: str) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
 
 
-STAY = "import sys; print('ready', flush=True); sys.stdin.read()"
-
-
 def test_the_config_of_two_runs_in_one_folder_lasts_until_the_last(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    runs = []
-    for name in ("one", "two", "three"):
-        line = [
-            sys.executable,
-            "-m",
-            "local_workspace",
-            "run",
-            "--state",
-            name,
-            "--",
-            sys.executable,
-            "-c",
-            STAY,
-        ]
-        runs.append(
-            subprocess.Popen(
-                line,
-                cwd=tmp_path,
-                env=os.environ | {"PYTHONPATH": python_path},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        )
-        assert runs[-1].stdout.readline() == b"ready\n"
-    runs[0].communicate(timeout=60)  # the one that wrote it
+    runs = [Run(tmp_path / name) for name in ("one", "two", "three")]
+    runs[0].end()  # the one that wrote it
     assert json.loads(config.read_text())["workspace_name"] == "local"
-    runs[1].kill()  # its server cleans up, and must leave the file to the third
-    runs[1].communicate(timeout=60)
+    runs[1].process.kill()  # its server cleans up, and must leave the file to the third
+    runs[1].end()
     wait_until_free(tmp_path / "two")
     assert config.exists()
-    runs[2].communicate(timeout=60)
+    runs[2].end()
     assert not config.exists()
 
 

@@ -342,9 +342,11 @@ def with_constants(traced: Callable, images: tf.TensorSpec) -> Callable:
     """`traced` with constants for variables, or as it is where that cannot be."""
     try:
         constant = convert_variables_to_constants_v2(traced, lower_control_flow=False)
-    except ValueError:  # the model changes its variables
+    except Exception as error:  # the model changes its variables, say
+        logger.info("the weights stay variables: %s", error)
         return traced
-    if len(constant.inputs) > 1:  # the model has tables
+    if len(constant.inputs) > 1:
+        logger.info("the weights stay variables: the model has tables")
         return traced
     graph, name, result = constant.graph.as_graph_def(), constant.inputs[0].name, constant.outputs[0].name
     imported = lambda images: tf.graph_util.import_graph_def(graph, {name: images}, [result])[0]  # noqa: E731

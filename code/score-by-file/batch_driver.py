@@ -28,8 +28,8 @@ MIXED_PRECISION = os.environ.get("MIXED_PRECISION", "0")
 DEFAULT_SIZE = 224  # pixels a side, for a model that takes images of any size
 DECODE_SIZE = 256  # pixels a side: a large JPEG is decoded at 1/2, 1/4 or 1/8, but not below this
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start a program (EPS)
-# Bytes of weights that become constants, by MIXED_PRECISION, which gains more by it.
-MAX_CONSTANTS = {"0": 2**25, "1": 2**29}
+# Bytes of weights that become constants, by MIXED_PRECISION: float32 would gain 5 % and start a second later.
+MAX_CONSTANTS = {"0": 0, "1": 2**29}
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
 MAX_BYTES = 2**29  # of a file
 MAX_SCANNED = 20_000_000_000  # pixels x scans of a JPEG, whose scans can be many and almost empty
@@ -221,9 +221,11 @@ def with_constants(traced: Callable, images: tf.TensorSpec) -> Callable:
     """`traced` with constants for variables, or as it is where that cannot be."""
     try:
         constant = convert_variables_to_constants_v2(traced, lower_control_flow=False)
-    except ValueError:  # the model changes its variables
+    except Exception as error:  # the model changes its variables, say
+        logger.info("the weights stay variables: %s", error)
         return traced
-    if len(constant.inputs) > 1:  # the model has tables
+    if len(constant.inputs) > 1:
+        logger.info("the weights stay variables: the model has tables")
         return traced
     graph, name, result = constant.graph.as_graph_def(), constant.inputs[0].name, constant.outputs[0].name
     imported = lambda images: tf.graph_util.import_graph_def(graph, {name: images}, [result])[0]  # noqa: E731
