@@ -27,9 +27,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from PIL import Image
+from scoring import load
 from test_executor import Run
 from test_score import COMMAND
-from test_scoring_scripts import UNREADABLE, load
+from test_scoring_scripts import UNREADABLE
 
 from local_workspace import show
 from local_workspace.__main__ import main

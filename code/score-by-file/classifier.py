@@ -51,8 +51,8 @@ class Classifier:
 def load_classifier(folder: str, rescale: Callable, device_batch: int) -> Classifier:
     """The one model in `folder`, warmed up with `device_batch` images.
 
-    `rescale(pixels, low, high)` brings pixels of 0 to 255 into the range that the model takes. An error has
-    what was found, and the setting that decides where the model does not tell.
+    `rescale(pixels, low, high)` brings pixels of 0 to 255 into the range that the model takes. An error says
+    what was found, and which setting decides where the model does not tell.
     """
     if MIXED_PRECISION not in ("0", "1"):
         raise ValueError(f"{MIXED_PRECISION=}, expected 0 or 1")
@@ -140,8 +140,8 @@ def ask(
     score = trace(prepared, tf.TensorSpec((number, *images.shape), tf.uint8))
     scores = score(tf.zeros((device_batch, *images.shape), tf.uint8)).numpy()
     if scores.ndim != 2 or len(scores) != device_batch or not scores.size or scores.dtype == object:
-        found = f"{model.outputs[0].dtype.name} {scores.shape} for {device_batch} images"
-        raise ValueError(f"the model returns {found}, expected (images, classes) of numbers")
+        found = f"{model.outputs[0].dtype.name} {scores.shape}, expected (images, classes) of numbers"
+        raise ValueError(f"the model returns {found} for {device_batch} images")
     noise = np.random.default_rng(0).integers(0, 256, (TEST_IMAGES, 1, *images.shape), np.uint8)
     kind = signature.ask_kind(model, graph, lambda: np.vstack([score(tf.constant(one)) for one in noise]))
     columns, shape = scores.shape[1], " x ".join(map(str, images.shape))
@@ -159,7 +159,7 @@ def fit_labels(path: Path, classes: int) -> tuple[list[str] | None, int, int]:
     files = [folder / name for folder in (path, path.parent) for name in LABELS if (folder / name).is_file()]
     if not files:
         return None, 0, 0
-    labels = files[0].read_text("utf-8-sig", errors="replace").rstrip().splitlines()
+    labels = files[0].read_text("utf-8-sig", errors="replace").rstrip().split("\n")
     background = labels[:1] == ["background"]
     if len(labels) == classes:
         return labels, 0, 0
