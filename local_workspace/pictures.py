@@ -46,7 +46,9 @@ def find_photos(
             wanted[name].append(path)
         if count > SEARCHED:
             raise UserError(f"{data}: more than {SEARCHED:,} files, no photo is looked for among so many")
-    found = [[path for path in wanted[os.path.basename(file)] if is_meant(path, file)] for file in files]
+    found = [
+        sorted(path for path in wanted[os.path.basename(file)] if is_meant(path, file)) for file in files
+    ]
     whole = sum(size for size, _ in batches) == count <= SORTED  # else the input is not what was scored
     if whole and any(len(paths) > 1 for paths in found):
         return in_their_batches(found, sorted(input_files(data)), batches)

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -37,16 +38,14 @@ def find_predictions(score: Path, name: str | None = None) -> Path:
 
     Without a `name` it is predictions.csv, or the only file. Raises UserError where there is neither.
     """
-    if (score / (name or "predictions.csv")).is_file():
-        return score / (name or "predictions.csv")
+    wanted = score / (name or "predictions.csv")
+    if os.path.isfile(wanted):  # False, too, for a name that no file can have
+        return wanted
     if any(score.glob("*.parquet")):
         return score
     files = sorted(path for path in score.glob("*") if path.is_file())
     if name or not files:
-        raise UserError(
-            f"{score / (name or 'predictions.csv')}: no such file",
-            "`python -m local_workspace score` writes it",
-        )
+        raise UserError(f"{wanted}: no such file", "`python -m local_workspace score` writes it")
     if len(files) > 1:
         names = ", ".join(ascii(path.name) for path in files[:5])
         raise UserError(f"{score}: {len(files)} files, expected predictions.csv or one file: {names}")

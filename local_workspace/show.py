@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def show(arguments: argparse.Namespace) -> int:
     """
     if not 1 <= arguments.most <= MOST:
         raise UserError(f"--most {arguments.most}: expected a whole number from 1 to {MOST}")
-    if not arguments.data.exists():
+    if not os.path.exists(arguments.data):
         raise UserError(f"{arguments.data}: no such folder, expected the photos that were scored")
     path = find_predictions(arguments.output / "score", output_file_name(arguments.output))
     rows = read_rows(path)
@@ -90,7 +91,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def fitting_labels(arguments: argparse.Namespace, rows: list[Row]) -> Labels:
     """The labels of the model that gave `rows`; none, which is said, where none are known or fit."""
-    if arguments.model and not arguments.model.exists():
+    if arguments.model and not os.path.exists(arguments.model):
         raise UserError(f"{arguments.model}: no such model, expected a folder or a file")
     if arguments.model or arguments.labels:
         labels = labels_of(arguments.model, arguments.labels)
@@ -123,7 +124,7 @@ def shown_row(row: Row, labels: Labels, misses: dict[str, tuple[int, str]], path
     if len(paths) != 1:
         missing = f"{len(paths)} files have this name" if paths else "no such file"
     label = printable(labels.of_row(row))
-    return Shown(row.file, row.classes[0], row.probability, label, truth, photo, missing)
+    return Shown(printable(row.file), row.classes[0], row.probability, label, truth, photo, missing)
 
 
 def print_table(shown: list[Shown], rows: int) -> None:
@@ -134,7 +135,7 @@ def print_table(shown: list[Shown], rows: int) -> None:
     table.add_column("label", overflow="fold")
     for row in shown:
         label = Text(f"{row.label} (truth: {row.truth})", "red") if row.truth else row.label
-        table.add_row(repr(row.file)[1:-1], str(row.number), f"{row.probability:.6f}", label)
+        table.add_row(row.file, str(row.number), with_digits(row.probability, 6), label)
     Console(highlight=False, markup=False).print(table)
     if rows > len(shown):
         print(f"... and {rows - len(shown):,} more rows")
@@ -165,7 +166,7 @@ def caption(
     draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, place: tuple[int, int], row: Shown
 ) -> None:
     left, top = place
-    text = shortened(row.label, f" {row.probability:.2f}", draw, font)
+    text = shortened(row.label, f" {with_digits(row.probability, 2)}", draw, font)
     draw.text(place, text, MISSED if row.truth else "black", font)
     if row.truth:
         draw.rectangle((left - 3, top - 7 - PHOTO[1], left + PHOTO[0] + 2, top - 2), outline=MISSED, width=3)
@@ -185,15 +186,19 @@ def shortened(text: str, end: str, draw: ImageDraw.ImageDraw, font: ImageFont.Fr
 def warn_of_missing(shown: list[Shown]) -> None:
     missing = [row for row in shown if not row.photo]
     for row in missing[:NAMED]:
-        say(f"warning: no picture of {printable(row.file)}: {row.missing}")
+        say(f"warning: no picture of {row.file}: {row.missing}")
     if len(missing) > NAMED:
         say(f"warning: no pictures of {len(missing) - NAMED:,} more rows")
 
 
+def with_digits(number: float, digits: int) -> str:
+    """`number` with so many digits behind the point; what is no probability may be very large."""
+    return f"{number:.{digits}f}" if abs(number) < 1e6 else f"{number:.{digits}g}"
+
+
 def printable(text: str) -> str:
-    """`text` on one line; what is not UTF-8 in it, as a name or a label may have it, as \\xff."""
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return " ".join(text.split())
+    """`text` on one line, with escapes for what a terminal would obey or cannot show."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def say(text: str) -> None:

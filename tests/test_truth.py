@@ -14,7 +14,8 @@ from PIL import Image
 from test_executor import Run, score
 
 from local_workspace.__main__ import main
-from local_workspace.labels import find_labels
+from local_workspace.errors import UserError
+from local_workspace.labels import Labels, find_labels
 from local_workspace.predictions import find_predictions, read_rows
 from local_workspace.samples import LABELS, PHOTOS
 from local_workspace.truth import read_truth, wordnet_classes
@@ -137,6 +138,17 @@ def test_a_wordnet_id_is_the_class_with_its_label(samples_folder: Path) -> None:
     assert list(classes) == sorted(classes)
     known = {"n01440764": "tench", "n02123045": "tabby", "n03773504": "missile", "n15075141": "toilet tissue"}
     assert {name: labels.of(classes[name]) for name in known} == known
+
+
+def test_without_background_the_classes_of_wordnet_ids_are_from_0(samples_folder: Path) -> None:
+    """As Keras's own models have them, whose labels may have underscores, more words, and capitals."""
+    texts = list(find_labels(samples_folder / "model").texts[1:])
+    texts[0], texts[-1] = "n01440764 Tench, Tinca tinca", "toilet_tissue"
+    assert wordnet_classes(Labels(tuple(texts)))["n01440764"] == 0
+    assert wordnet_classes(Labels(("background", *texts)))["n01440764"] == 1
+    for others in (texts[:-1], ["x", "y", *texts], texts[::-1], ["x", *texts[1:]], [*texts[:-1], "x"]):
+        with pytest.raises(UserError, match="expected ImageNet's 1000 from tench to toilet tissue"):
+            wordnet_classes(Labels(tuple(others)))
 
 
 def test_wordnet_ids_are_found_in_names(samples_folder: Path, tmp_path: Path) -> None:
