@@ -18,10 +18,7 @@ from local_workspace.predictions import Row
 NAMES = ("ImageNetLabels.txt", "labels.txt")
 KEPT = "model-labels.txt"  # in the output folder of a run
 MAX_BYTES = 2**24  # of a labels file; ImageNet's has 10 kB
-LABELS_HELP = (
-    f"a text file with a label a line, that of class 0 first (default: {' or '.join(NAMES)} in the model's "
-    "folder)"
-)
+LABELS_HELP = "a text file with a label a line, that of class 0 first"
 
 
 @dataclass(frozen=True)

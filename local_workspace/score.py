@@ -69,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", action="store_true", help="print where the workers' time goes")
     parser.add_argument("--truth", metavar="FILE.csv", help=TRUTH_HELP)
-    parser.add_argument("--labels", type=Path, metavar="FILE", help=LABELS_HELP)
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help=f"{LABELS_HELP} (default: the model's own)"
+    )
     parser.add_argument(
         "--init-timeout", type=float, default=600, metavar="SECONDS", help="of init() (default: 600)"
     )
