@@ -32,7 +32,7 @@ HEADERS = {
 }
 NO_PICTURE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 240"><text x="160" y="125" fill="#777"'
-    ' font-family="sans-serif" font-size="18" text-anchor="middle">no picture to show</text></svg>'
+    ' font-family="sans-serif" font-size="18" text-anchor="middle">no picture: {why}</text></svg>'
 )
 ASSET_ID = re.compile(r".*/([^/]+)/versions/([^/]+)")
 TEMPLATES = Environment(
@@ -55,8 +55,8 @@ async def show_job(call: Call) -> Response:
 async def get_picture(call: Call) -> Response:
     """The picture of a row. The client names the row by its number, never a path."""
     content = await run_in_threadpool(_picture, call)
-    if content is None:
-        return Response(NO_PICTURE, 200, HEADERS, "image/svg+xml")
+    if isinstance(content, str):
+        return Response(NO_PICTURE.format(why=content), 200, HEADERS, "image/svg+xml")
     return Response(content, 200, HEADERS, "image/jpeg")
 
 
@@ -122,26 +122,26 @@ def _find(call: Call) -> tuple[Job, Path]:
     return job, jobs.folder(job)
 
 
-def _picture(call: Call) -> bytes | None:
+def _picture(call: Call) -> bytes | str:
+    """The small picture of a row's photo, or why there is none."""
     job, folder = _find(call)
     files = tuple(row.file for row in results.read_rows(job, folder))
     number = call.names["row"]
     if not re.fullmatch("[0-9]{1,3}", number) or int(number) >= len(files):
         raise not_found(f"Row {number}")
-    path = _photo(folder, files, int(number))
-    return pictures.thumbnail(path) if path else None
-
-
-def _photo(folder: Path, files: tuple[str, ...], number: int) -> Path | None:
-    """The staged photo of a row; None where there is none, or where it cannot be told which one it is."""
     try:
-        paths = pictures.find_photos(folder / "data", files)[number]
+        paths = pictures.find_photos(folder / "data", files)[int(number)]
         if len(paths) > 1:
-            paths = pictures.find_photos(folder / "data", files, mini_batches(folder / "output"))[number]
+            batches = mini_batches(folder / "output")
+            paths = pictures.find_photos(folder / "data", files, batches)[int(number)]
     except UserError:
-        return None
+        return "the input cannot be searched"
+    if len(paths) != 1:
+        return f"ambiguous, {len(paths)} such files" if paths else "no such file"
     # The input is staged without links: one that is there now was put there by the scoring script.
-    return Path(paths[0]) if len(paths) == 1 and not os.path.islink(paths[0]) else None
+    if os.path.islink(paths[0]):
+        return "it is a link"
+    return pictures.thumbnail(Path(paths[0])) or "the file is no photo"
 
 
 def _details(job: Job) -> dict[str, str]:

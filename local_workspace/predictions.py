@@ -21,6 +21,7 @@ from typing import NamedTuple
 from local_workspace.errors import UserError
 from local_workspace.files import open_regular
 
+CLASS = re.compile("[0-9]{1,9}")
 HEAD = 256 << 10  # bytes that are read where not all rows are wanted
 MAX_PARQUET = 1000  # Parquet files that are looked at then
 MAX_JOURNAL = 16 << 20  # bytes
@@ -117,7 +118,7 @@ def parse_mlflow(cells: list[str]) -> Row:
 
 
 def parse_class(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text):
+    if not CLASS.fullmatch(text):
         raise ValueError(f"class {text!r}")
     return int(text)
 

@@ -122,7 +122,7 @@ def shown_row(row: Row, labels: Labels, misses: dict[str, tuple[int, str]], path
     photo = small_picture(Path(paths[0]), PHOTO) if len(paths) == 1 else None
     missing = "" if photo else "no photo that can be read"
     if len(paths) != 1:
-        missing = f"{len(paths)} files have this name" if paths else "no such file"
+        missing = f"ambiguous: {len(paths)} such files" if paths else "no such file"
     label = printable(labels.of_row(row))
     return Shown(printable(row.file), row.classes[0], row.probability, label, truth, photo, missing)
 

@@ -99,7 +99,7 @@ def test_show_draws_no_photo_where_it_cannot_be_told_which(
     rows = "same.png 1 0.5\nsame.png 2 0.5\n"
     assert show(tmp_path, rows) == 0
     assert drawn(tmp_path) == [(255, 255, 255)] * 2
-    assert "warning: no picture of same.png: 2 files have this name" in capsys.readouterr().err
+    assert "warning: no picture of same.png: ambiguous: 2 such files" in capsys.readouterr().err
     journal = tmp_path / "output" / "logs" / "sys" / "job_report" / "processed_mini-batches.csv"
     journal.parent.mkdir(parents=True)
     journal.write_text(f"{BATCHES}0,1,1,0\r\n1,1,1,0\r\n")
