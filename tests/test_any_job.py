@@ -14,6 +14,7 @@ import requests
 from conftest import Served
 from PIL import Image
 
+from local_workspace import results
 from local_workspace.__main__ import main
 from local_workspace.jobs import EXECUTION_LOG, new_job
 from local_workspace.labels import KEPT
@@ -141,6 +142,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     parquet = jobs.add("parquet", {"output/score/x": ""})
     frame = pd.DataFrame({"file": ["NA", "0001"], "class": 1, "probability": 0.5})
     frame.to_parquet(parquet / "output" / "score" / "1.parquet")
+    link = jobs.add("link", {rows: ROWS, "data/x": "", "photo.png": ""})
+    Image.new("RGB", (60, 40)).save(link / "photo.png")
+    (link / "data" / "1.png").symlink_to(link / "photo.png")
     add_flowers(jobs, folder)
     add_pipes(jobs)
     jobs.store.close()
@@ -156,7 +160,18 @@ def get(served: Served, path: str) -> requests.Response:
         return session.get(f"{parts.scheme}://{parts.netloc}{path}?{parts.query}", timeout=60)
 
 
-NAMES = ["nothing", "numbers", "log", "mlflow", "mlflow-rows", "misfit", "no-text", "latin", "parquet"]
+NAMES = [
+    "link",
+    "nothing",
+    "numbers",
+    "log",
+    "mlflow",
+    "mlflow-rows",
+    "misfit",
+    "no-text",
+    "latin",
+    "parquet",
+]
 NAMES += [
     "flowers",
     "pipes",
@@ -203,6 +218,20 @@ def test_rows_of_an_mlflow_model_are_read_by_their_commas(served: Served) -> Non
 def test_rows_in_parquet_files_are_shown(served: Served) -> None:
     html = get(served, "/jobs/parquet").text
     assert ">NA</small>" in html and ">0001</small>" in html
+
+
+def test_rows_in_parquet_files_are_not_shown_while_files_are_added(tmp_path: Path) -> None:
+    """Row 3 of the page is then another one than row 3 of its pictures."""
+    score = tmp_path / "output" / "score"
+    score.mkdir(parents=True)
+    pd.DataFrame({"file": ["a"], "class": 1, "probability": 0.5}).to_parquet(score / "1.parquet")
+    assert results.read_rows(record("x", status="Running"), tmp_path) == []
+    assert [row.file for row in results.read_rows(record("x"), tmp_path)] == ["a"]
+
+
+def test_no_picture_is_read_through_a_link(served: Served) -> None:
+    answer = get(served, "/jobs/link/pictures/0")
+    assert answer.headers["Content-Type"] == "image/svg+xml" and "it is a link" in answer.text
 
 
 def test_log_lines_that_look_like_progress_are_none(served: Served) -> None:
