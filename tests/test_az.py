@@ -282,7 +282,11 @@ def test_no_account_is_no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         az_account.account_show()
 
 
-def test_a_socket_of_a_killed_process_is_no_connection(tmp_path: Path) -> None:
-    (tmp_path / "az.sock").touch()
-    assert az_client.connect(str(tmp_path / "az.sock")) is None
-    assert az_client.connect(str(tmp_path / "other.sock")) is None
+def test_a_socket_of_a_killed_process_is_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "az.sock").touch()
+    monkeypatch.chdir(tmp_path)  # connect() goes into the folder
+    assert az_client.connect(str(tmp_path / "killed")) is None
+    assert az_client.connect(str(tmp_path / "missing")) is None
