@@ -132,7 +132,7 @@ def cells(line: str) -> list[str]:
 def score(deployment: Path, data: Path, output: Path, *arguments: str | Path) -> Run:
     """The command line, as a process of its own."""
     command = [*COMMAND, deployment, "--data", data, "--output", output / "output", *arguments]
-    job = subprocess.run(command, cwd=output, capture_output=True, text=True, timeout=60)
+    job = subprocess.run(command, cwd=output, capture_output=True, text=True, timeout=300)
     return Run(job.returncode, output, job.stdout, job.stderr)
 
 
@@ -201,7 +201,7 @@ def test_saving_replaces_an_mlflow_model_and_nothing_else(samples_folder: Path, 
     )
     with pytest.raises(MlflowException, match="not empty"):
         save_model(samples_folder / "model", tmp_path / "theirs")
-    with pytest.raises(FileNotFoundError, match="0 models, expected one .*found: mine.txt"):
+    with pytest.raises(FileNotFoundError, match=r"0 models, expected one .*found: mine\.txt"):
         save_model(tmp_path / "notes", tmp_path / "new")
 
 
