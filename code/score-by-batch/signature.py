@@ -18,7 +18,6 @@ INPUT_RANGE = os.environ.get("INPUT_RANGE", "")  # of RANGES; "" asks the model
 MODEL_OUTPUT = os.environ.get("MODEL_OUTPUT", "")  # the name of the scores, for a model that gives more
 SCORES = os.environ.get("SCORES", "")  # of KINDS; "" asks the model
 RANGES = {"0..1": (0, 1), "0..255": (0, 255), "-1..1": (-1, 1)}
-FAR = 1100  # a pixel outside all of them; as a byte it would be 76
 KINDS = ("logits", "softmax", "sigmoid")
 PRODUCTS = ("MatMul", "BatchMatMulV2", "Einsum", "Conv2D", "BiasAdd", "LogSoftmax")  # that end in logits
 COPIES = ("Identity", "IdentityN", "Cast", "Reshape", "Squeeze", "EnsureShape", "StopGradient", "ExpandDims")
@@ -29,9 +28,7 @@ BEFORE_LAYERS = re.compile(  # operations that work on each pixel by itself, or 
     "Slice|SplitV?|StridedSlice|Transpose|Unpack|AvgPool|ScaleAndTranslate|CropAndResize|"
     f"ImageProjectiveTransform.*|Resize(Area|Bicubic|Bilinear|NearestNeighbor)|{'|'.join(COPIES + MERGES)}"
 )
-HIDING = re.compile(  # operations in which it cannot be seen what becomes of the pixels
-    "(Stateless)?(If|Case|While)|Switch|TensorListFromTensor|.*PartitionedCall|Xla.*|(Eager)?PyFunc|Quantize.*"
-)
+HIDING = "(Stateless)?(If|Case|While)|Switch|TensorListFrom.*|.*PartitionedCall|Xla.*|.*PyFunc|Quantize.*"
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,9 @@ def ask_images(spec: tf.TensorSpec, number: int | None) -> Images:
 
 def choose_scores(outputs: dict[str, tf.Tensor]) -> tf.Tensor:
     """The one of the model's `outputs` that is the scores."""
-    if len(outputs) == 1 and not MODEL_OUTPUT:
-        return next(iter(outputs.values()))
-    if MODEL_OUTPUT in outputs:
-        return outputs[MODEL_OUTPUT]
+    name = next(iter(outputs)) if len(outputs) == 1 and not MODEL_OUTPUT else MODEL_OUTPUT
+    if name in outputs:
+        return outputs[name]
     found = ", ".join(f"{name} ({output.dtype.name} {output.shape})" for name, output in outputs.items())
     raise ValueError(f"{MODEL_OUTPUT=}, expected the name of the scores among its outputs: {found}")
 
@@ -81,27 +77,29 @@ def choose_scores(outputs: dict[str, tf.Tensor]) -> tf.Tensor:
 def inlined(model: Callable) -> Callable:
     """`model`, a ConcreteFunction, with the functions in place of their calls, to be looked through."""
     graph = _run_inline_graph_optimization(model, lower_control_flow=False, aggressive_inlining=True)
+    random = {node.op for node in graph.node if re.search("Random|TruncatedNormal|Multinomial", node.op)}
+    if random:  # Keras 3 exports layers of augmentation so
+        raise ValueError(f"it is random ({min(random)}): save it as a .keras file, or with training=False")
     return tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
 
 
 def ask_range(model: Callable, graph: Callable, images: Images) -> tuple[tuple[int, int], str]:
     """The range of pixels that `model` takes, and how that is known; `graph` is inlined(model)."""
-    if INPUT_RANGE not in ("", *RANGES):
-        raise ValueError(f"{INPUT_RANGE=}, expected one of {', '.join(RANGES)}")
+    ranges = ["0..255"] if images.dtype.is_integer else [*RANGES]
+    if INPUT_RANGE not in ("", *ranges):
+        raise ValueError(f"{INPUT_RANGE=}, expected {' or '.join(ranges)} for a model of {images.dtype.name}")
     if images.dtype.is_integer:
-        if INPUT_RANGE not in ("", "0..255"):
-            raise ValueError(f"{INPUT_RANGE=}, expected 0..255: the model takes {images.dtype.name}")
         return RANGES["0..255"], "its type tells"
     if INPUT_RANGE:
         return RANGES[INPUT_RANGE], "INPUT_RANGE"
     feeds = [graph.graph.get_tensor_by_name(tensor.name) for tensor in model.inputs]
     layers = first_layers(feeds[0])
-    told = {told_range(graph.prune(feeds, tensor), model, images) for tensor in layers} - {""}
+    told = {told_range(graph.prune(feeds, seen.deref()), model, images) for seen in layers} - {""}
     if len(told) > 1:
         raise ValueError(f"its graph rescales from {' and from '.join(sorted(told))}: set INPUT_RANGE to one")
     if told:
         return RANGES[told.pop()], "its graph tells"
-    hidden = {operation.type for tensor in layers for operation in tensor.consumers() if hides(operation)}
+    hidden = {operation.type for layer in layers.values() for operation in layer if hides(operation)}
     if hidden:
         raise ValueError(f"{' and '.join(hidden)} in its graph may rescale pixels unseen: set INPUT_RANGE")
     return RANGES["0..1"], "nothing tells another"
@@ -109,11 +107,12 @@ def ask_range(model: Callable, graph: Callable, images: Images) -> tuple[tuple[i
 
 def hides(operation: tf.Operation) -> bool:
     """Whether it may rescale its input unseen. Mere checks give a truth value."""
-    return bool(HIDING.fullmatch(operation.type)) and tf.bool not in [o.dtype for o in operation.outputs]
+    check = tf.bool in [output.dtype for output in operation.outputs]
+    return bool(re.fullmatch(HIDING, operation.type)) and not check
 
 
-def first_layers(images: tf.Tensor) -> list[tf.Tensor]:
-    """The tensors that the first layers work on, made of `images` by BEFORE_LAYERS."""
+def first_layers(images: tf.Tensor) -> dict:
+    """The first layers, by what they work on: tensors that are made of `images` by BEFORE_LAYERS."""
     waiting, made, found = [images], {images.ref()}, {}
     while waiting:
         tensor = waiting.pop()
@@ -125,13 +124,13 @@ def first_layers(images: tf.Tensor) -> list[tf.Tensor]:
                 waiting += [output for output in operation.outputs if output.ref() not in made]
                 made |= {output.ref() for output in operation.outputs}
             elif operation.type not in ("Shape", "ShapeN", "Size", "Rank") and tensor.dtype.is_floating:
-                found[tensor.ref()] = tensor
-    return list(found.values())
+                found.setdefault(tensor.ref(), []).append(operation)
+    return found
 
 
 def told_range(layer: Callable, model: Callable, images: Images) -> str:
-    """The range that suits a layer: `layer` computes what it sees of images of one pixel. "" for any."""
-    pixels = (tf.fill(images.spec(1).shape, tf.cast(pixel, images.dtype)) for pixel in (0, 1, -FAR, FAR))
+    """The range that suits a layer: `layer` computes what it sees of images of one colour. "" for any."""
+    pixels = (tf.fill(images.spec(1).shape, tf.cast(pixel, images.dtype)) for pixel in (0, 1, -1100, 1100))
     seen = (layer(pixel, *model.captured_inputs) for pixel in pixels)
     at_0, at_1, *far = (np.asarray(values, np.float64).ravel() for values in seen)
     moved = at_0 != at_1  # a margin does not

@@ -74,7 +74,7 @@ def load_classifier(folder: str, rescale: Callable, device_batch: int) -> Classi
 def find_model(folder: Path) -> Path:
     """The one model in `folder` or one level below: a SavedModel's folder, a .keras or an .h5 file."""
     found = [p for p in sorted([folder, *folder.glob("*"), *folder.glob("*/*")]) if p.name[:1] != "."]
-    models = [p for p in found if p.is_file() and p.suffix in (".keras", ".h5")]
+    models = [p for p in found if p.is_file() and re.search(r"(?<!\.weights)\.(keras|h5)$", p.name)]
     models += [p for p in found if (p / "saved_model.pb").is_file()]
     if len(models) != 1:
         names = ", ".join(str(p.relative_to(folder)) for p in models or found[1:]) or "nothing"
