@@ -107,8 +107,7 @@ def ask_range(model: Callable, graph: Callable, images: Images) -> tuple[tuple[i
 
 def hides(operation: tf.Operation) -> bool:
     """Whether it may rescale its input unseen. Mere checks give a truth value."""
-    check = tf.bool in [output.dtype for output in operation.outputs]
-    return bool(re.fullmatch(HIDING, operation.type)) and not check
+    return re.fullmatch(HIDING, operation.type) and tf.bool not in [o.dtype for o in operation.outputs]
 
 
 def first_layers(images: tf.Tensor) -> dict:
@@ -154,11 +153,13 @@ def ask_kind(model: Callable, graph: Callable, scores: np.ndarray) -> str:
     if SCORES not in ("", *KINDS):
         raise ValueError(f"{SCORES=}, expected one of {', '.join(KINDS)}")
     source = source_of(graph.graph.get_tensor_by_name(model.outputs[0].name))
-    columns, whole = scores.shape[1], scores.dtype.kind in "iu"
-    if source.type == "ArgMax" or (columns == 1 and whole and not SCORES):
+    columns = scores.shape[1]
+    told = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(source.type)
+    numbers = columns == 1 and not told and (scores == np.rint(scores)).all()
+    if source.type == "ArgMax" or (numbers and not SCORES):
         raise ValueError(f"it gives {scores.dtype} (images, {columns}), expected scores: this may be a class")
     bias = source.type in ("Add", "AddV2") and any(source_of(term).type in PRODUCTS for term in source.inputs)
-    kind = SCORES or {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(source.type) or kind_of(scores)
+    kind = SCORES or told or kind_of(scores)
     if not SCORES and kind != "softmax" and (source.type in PRODUCTS or bias):
         kind = "logits"
     if not kind:
@@ -166,7 +167,7 @@ def ask_kind(model: Callable, graph: Callable, scores: np.ndarray) -> str:
         raise ValueError(f"{found}: set SCORES to sigmoid (each a probability), softmax or logits")
     if kind == "softmax" and columns == 1:
         raise ValueError("it ends in a softmax over one column, which is 1 for every image")
-    highest = np.inf if whole and kind == "softmax" else 1.001
+    highest = np.inf if scores.dtype.kind in "iu" and kind == "softmax" else 1.001
     if kind != "logits" and ((scores < 0) | (scores > highest)).any():
         raise ValueError(f"{SCORES=}, but its scores are {scores.min()} to {scores.max()}")
     return kind
