@@ -17,8 +17,10 @@ import requests
 from conftest import ROOT, SCOPE, Served
 
 from local_workspace import environment, routes
-from local_workspace.invoke import place_of, seconds
-from local_workspace.store import Store, local_path
+from local_workspace.bodies import seconds
+from local_workspace.invoke import place_of
+from local_workspace.files import local_path
+from local_workspace.store import Store
 
 RUN = [sys.executable, "-m", "local_workspace", "run"]
 VERIFIED = os.environ.get("AZURE_VERIFIED") == "1"
