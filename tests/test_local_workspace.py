@@ -18,8 +18,8 @@ from conftest import ROOT, SCOPE, Served
 
 from local_workspace import environment, routes
 from local_workspace.bodies import seconds
-from local_workspace.invoke import place_of
 from local_workspace.files import local_path
+from local_workspace.invoke import place_of
 from local_workspace.store import Store
 
 RUN = [sys.executable, "-m", "local_workspace", "run"]
