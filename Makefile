@@ -38,9 +38,10 @@ clean:
 	rm -rf .venv .local_workspace outputs .pytest_cache .ruff_cache .hypothesis .coverage
 
 .venv/python:
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "error: $$("$(PYTHON)" --version 2>&1) at $(PYTHON), expected Python 3.10 to 3.13"; \
-	    echo; echo "hint: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; } >&2
+	@found=$$("$(PYTHON)" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	  case $$found in "Python 3.1"[0-3]) exit ;; esac; \
+	  { echo "error: PYTHON=$(PYTHON) is $${found:-no Python}, expected Python 3.10 to 3.13"; \
+	    echo; echo "hint: make $(or $(MAKECMDGOALS),run) PYTHON=python3.11"; exit 2; } >&2
 	"$(PYTHON)" -m venv .venv
 	@touch $@
 

@@ -45,7 +45,7 @@ def test_a_small_run_writes_the_table_and_the_plot(tmp_path: Path) -> None:
 
 def test_a_name_that_no_contender_has_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--only", "nobody", "--work", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "no such contender" in done.stderr and "naive by-file" in done.stderr
 
@@ -127,7 +127,7 @@ def test_a_contender_whose_package_is_missing_is_left_out_and_named(capsys: pyte
 
 def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "--data", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {tmp_path}: no JPEGs in it\n\nhint: ")
 

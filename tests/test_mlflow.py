@@ -127,7 +127,7 @@ def cells(line: str) -> list[str]:
 def score(deployment: Path, data: Path, output: Path, *arguments: str | Path) -> Run:
     """The command line, as a process of its own."""
     command = [*COMMAND, deployment, "--data", data, "--output", output / "output", *arguments]
-    job = subprocess.run(command, cwd=output, capture_output=True, text=True, timeout=60)
+    job = subprocess.run(command, cwd=output, capture_output=True, text=True, timeout=300)
     return Run(job.returncode, output, job.stdout, job.stderr)
 
 

@@ -171,7 +171,7 @@ def test_all_jobs_are_listed(served: Served, finished: Scored) -> None:
 def test_a_running_job_shows_its_progress(served: Served) -> None:
     job = scored(served, "paged-slow", SLOW, {"1.JPEG": b"1", "2.JPEG": b"2"})
     wait_for(served, job.name, "Running")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while "0 of 2 files" not in (html := get(job.address).text) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "Running</span>" in html and '<progress value="0" max="2">' in html
