@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 import requests
 from conftest import SCOPE, Served
+from deployed import SCRIPT, SLOW, invoke, make_deployment, upload, wait_for
 from PIL import Image
-from test_local_workspace import SCRIPT, SLOW, invoke, make_deployment, upload, wait_for
 
 from local_workspace import page, pictures, results, score
 from local_workspace.executor import Counts

@@ -24,7 +24,7 @@ import pytest
 import requests
 from azure.storage.blob import BlobClient
 from conftest import ROOT, SCOPE, Run, Served
-from test_local_workspace import SCRIPT, invoke, make_deployment, run, upload, wait_for
+from deployed import SCRIPT, invoke, make_deployment, run, upload, wait_for
 
 from local_workspace.errors import UserError
 from local_workspace.store import DATABASE, SCHEMA, Store
