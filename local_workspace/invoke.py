@@ -146,7 +146,8 @@ def place_of(uri: str) -> Location:
             raise user_error(400, f"The datastore {match[1]!r} does not exist.")
         return _place(DATASTORES[match[1]], match[2])
     if match := BLOB_URI.fullmatch(uri):
-        return _place(unquote(match[1]), unquote(match[2] or ""))
+        container, path = (unquote(part or "", errors="surrogateescape") for part in match.groups())
+        return _place(container, path)
     raise user_error(
         400, f"{uri or 'an empty URI'} is not in this workspace: only its data assets and datastores."
     )

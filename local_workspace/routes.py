@@ -115,7 +115,9 @@ def _route(method: str, host: str, path: str, handler: Handler) -> Route:
     path, _, query = path.partition("?")
     path = path.replace(".", r"\.")
     pattern = re.sub(r"{(\w+):?(\w*)}", lambda part: f"(?P<{part[1]}>{PARTS[part[2]]})", path)
-    return Route(method, host, re.compile(pattern, re.IGNORECASE), dict(parse_qsl(query)), handler)
+    return Route(
+        method, host, re.compile(pattern, re.IGNORECASE | re.DOTALL), dict(parse_qsl(query)), handler
+    )
 
 
 ROUTES = [_route(*line) for line in TABLE]

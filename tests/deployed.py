@@ -84,3 +84,9 @@ def wait_for(served: Served, job: str, *statuses: str) -> dict[str, Any]:
             return details
         time.sleep(0.1)
     raise AssertionError(details)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A verb of the local workspace."""
+    line = [sys.executable, "-m", "local_workspace", *arguments]
+    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)

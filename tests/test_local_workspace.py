@@ -16,9 +16,7 @@ from conftest import ROOT, SCOPE, Served
 from deployed import SCRIPT, SLOW, invoke, make_deployment, wait_for
 
 from local_workspace import environment, routes
-from local_workspace.bodies import seconds
 from local_workspace.files import local_path
-from local_workspace.invoke import place_of
 
 VERIFIED = os.environ.get("AZURE_VERIFIED") == "1"
 
@@ -307,18 +305,6 @@ def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
 def test_other_names_arrive_as_they_are(tmp_path: Path) -> None:
     for name in ('with "quotes".JPEG', "100%.JPEG", "a\\b", "...", "new\nline", "C:x"):
         assert local_path(tmp_path, f"photos/{name}") == tmp_path / "photos" / name
-
-
-def test_durations_are_read() -> None:
-    assert [seconds(text) for text in ("PT5M", "PT30S", "P1DT1H", "PT0.5S")] == [300, 30, 90000, 1]
-
-
-def test_places_are_read() -> None:
-    place = {"container": "workspaceblobstore", "path": "a/b"}
-    scope = "subscriptions/s/resourcegroups/g/workspaces/w"
-    for start in ("azureml://", "azureml:/", f"azureml://{scope}/"):
-        assert place_of(f"{start}datastores/workspaceblobstore/paths/a/b/") == place
-    assert place_of("https://localworkspace.blob.azureml.test/c/a%20b") == {"container": "c", "path": "a b"}
 
 
 def test_the_files_of_a_run_are_private(served: Served) -> None:

@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +22,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from azure.storage.blob import BlobClient
-from conftest import ROOT, SCOPE, Run, Served
-from deployed import SCRIPT, invoke, make_deployment, run, upload, wait_for
+from conftest import SCOPE, Run, Served
+from deployed import SCRIPT, command, invoke, make_deployment, run, upload, wait_for
 
 from local_workspace.errors import UserError
 from local_workspace.store import DATABASE, SCHEMA, Store
@@ -333,11 +332,6 @@ def test_a_file_is_no_state_folder(own: Path) -> None:
 
 def state(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return command("state", "--state", str(folder), *arguments)
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "local_workspace", *arguments]
-    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)
 
 
 def refused(folder: Path, message: str, *verbs: str) -> None:
