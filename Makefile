@@ -7,8 +7,8 @@ BIN := .venv/bin
 # The article's whole flow, in a local workspace: no Azure.
 run: .venv/installed
 	$(BIN)/python -m local_workspace run -- ./deploy-and-run.sh
-	$(BIN)/python -m local_workspace show named-outputs --data data --no-table
-	$(BIN)/python -m local_workspace show outputs/high-throughput/named-outputs --data data --no-table
+	$(BIN)/python -m local_workspace show named-outputs --data data --model model --no-table
+	$(BIN)/python -m local_workspace show outputs/high-throughput/named-outputs --data data --model model --no-table
 
 # All three deployments through the batch executor alone: no workspace, no az.
 score: .venv/installed

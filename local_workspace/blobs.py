@@ -241,7 +241,7 @@ async def get_blob(call: Call) -> Response:
     allow(call, "r")
     blob = _blob(call)
     try:
-        file = open_regular(blob.path)
+        file = open_regular(blob.path, links=False)
     except OSError:  # what a job has left may be gone, or no file any more
         raise _not_found(call) from None
     try:

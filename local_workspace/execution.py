@@ -29,7 +29,10 @@ def start(
     command = [sys.executable, "-m", "local_workspace", "score", str(folder / "deployment.yml")]
     command += ["--data", str(folder / "data"), "--model", str(folder / "model" / model)]
     command += ["--output", str(folder / "output")]
-    with open_regular(folder / EXECUTION_LOG, "ab") as log, open_regular(folder / "alive", "w") as alive:
+    with (
+        open_regular(folder / EXECUTION_LOG, "ab", links=False) as log,
+        open_regular(folder / "alive", "w", links=False) as alive,
+    ):
         fcntl.flock(alive, fcntl.LOCK_EX)
         process = subprocess.Popen(
             [*WHEN_TOLD, *command],
@@ -63,7 +66,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def kill_orphan(alive: Path) -> None:
     """End the executor of a server that was killed. The lock tells that the process id is still its own."""
-    with suppress(OSError), open_regular(alive, "r", errors="replace") as file:
+    with suppress(OSError), open_regular(alive, "r", errors="replace", links=False) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

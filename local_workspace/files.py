@@ -1,7 +1,7 @@
-"""Files of a state folder: where a name lies, what may be opened, copies that share nothing.
+"""Files that a scoring script may have left, and names that a client chose: paths, what is opened, copies.
 
-A scoring script runs as the same user and can leave anything in the folders of its job: a pipe, which keeps
-its reader waiting, a device, a link that leads elsewhere. Only regular files are opened.
+A script runs as the same user and can leave anything in the folders of its job: a pipe, which keeps its
+reader waiting, a device, a link that leads elsewhere. Only regular files are opened.
 """
 
 import errno
@@ -31,21 +31,22 @@ def _file_name(segment: str) -> str:
     return segment.replace("\0", "%00")
 
 
-def open_regular(path: Path, mode: str = "rb", **options: Any) -> IO[Any]:
-    """open() of a regular file, or of a new one. Never waits; OSError for anything else, also for a link."""
+def open_regular(path: Path, mode: str = "rb", *, links: bool = True, **options: Any) -> IO[Any]:
+    """open() of a regular file, of a link to one unless `links` says no, or of a new one.
+
+    Raises OSError for anything else, at once: a named pipe would wait for its other end, and a device need
+    not end. Raises ValueError for a path that no file can have.
+    """
     with suppress(FileNotFoundError):
-        _check_regular(path, os.lstat(path))
-    file = open(path, mode, opener=_open_at_once, **options)  # noqa: SIM115  # the caller closes it
+        _check_regular(path, os.stat(path, follow_symlinks=links))
+    more = os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+    file = open(path, mode, opener=lambda name, flags: os.open(name, flags | more, 0o666), **options)  # noqa: SIM115
     try:
         _check_regular(path, os.fstat(file.fileno()))  # exchanged meanwhile
     except OSError:
         file.close()
         raise
     return file
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW, 0o666)
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
@@ -56,7 +57,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 def read_text(path: Path) -> str:
     """What a regular file holds as text, whatever its bytes are; nothing where there is none."""
     try:
-        with open_regular(path, "r", encoding="utf-8", errors="replace") as file:
+        with open_regular(path, "r", links=False, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""
@@ -85,7 +86,7 @@ def copy(source: Path, target: Path) -> None:
     The system copies, and shares the blocks where the file system can. FileExistsError where there is one.
     """
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
-    with open_regular(source) as reader, os.fdopen(descriptor, "wb") as writer:
+    with open_regular(source, links=False) as reader, os.fdopen(descriptor, "wb") as writer:
         with suppress(OSError, AttributeError):  # not here, or not between these two file systems
             while os.copy_file_range(reader.fileno(), descriptor, LARGEST_COPY):
                 pass

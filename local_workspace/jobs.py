@@ -238,7 +238,7 @@ class Jobs:
     def _log(self, job: Job, line: str) -> None:
         path = self.folder(job) / EXECUTION_LOG
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open_regular(path, "a", encoding="utf-8") as log:
+        with open_regular(path, "a", encoding="utf-8", links=False) as log:
             print(now(), printable(line), file=log)
 
     def _recover(self) -> None:

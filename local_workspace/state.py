@@ -29,8 +29,12 @@ def state(arguments: argparse.Namespace) -> int:
     if not is_state_folder(folder):
         raise UserError(f"{folder} is no state folder of a local workspace", "name one with --state DIR")
     if arguments.action == "delete":  # also one that this version cannot read
-        with lock(folder):
-            delete_state(folder)
+        try:
+            with lock(folder):
+                delete_state(folder)
+        except OSError as error:
+            message = f"the state folder {folder} cannot be deleted: {error.strerror}: {error.filename}"
+            raise UserError(message, "it may be another user's: name another with --state DIR") from None
         return 0
     store = Store(folder)  # refuses a folder that is in use
     try:

@@ -142,8 +142,10 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for name in ("pipe", "link", ".", "/dev/null"):
         for mode in ("rb", "ab", "wb"):
             with pytest.raises(OSError):
-                open_regular(tmp_path / name, mode)
+                open_regular(tmp_path / name, mode, links=False)
         assert read_text(tmp_path / name) == ""
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"text"
     with open_regular(tmp_path / "new", "a") as file:
         file.write("made")
     assert (read_text(tmp_path / "new"), read_text(tmp_path / "file")) == ("made", "text")

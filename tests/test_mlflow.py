@@ -27,14 +27,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from PIL import Image
+from scoring import load
 from test_executor import Run
 from test_score import COMMAND
-from test_scoring_scripts import UNREADABLE, load
+from test_scoring_scripts import UNREADABLE
 
-from local_workspace import show
 from local_workspace.__main__ import main
 from local_workspace.deployment import MLFLOW_DRIVER
-from local_workspace.samples import PHOTOS, read_labels
+from local_workspace.predictions import read_rows
+from local_workspace.samples import PHOTOS
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "code" / "score-with-mlflow"
@@ -148,8 +149,8 @@ def test_the_photos_get_the_labels_of_the_deployment_by_file(
     assert list(rows["class"]) == list(by_file["class"])
     assert np.allclose(rows["probability"], by_file["probability"], atol=0.1)  # a hair's breadth moves rocket
     assert np.allclose(rows["probability"][:3], by_file["probability"][:3], atol=0.01)
-    shown = show.read_predictions(predictions, read_labels(samples_folder / "model"))
-    pd.testing.assert_frame_equal(shown, rows[["file", "class", "probability", "label"]])
+    read = [(row.file, *row.classes, row.probability, row.label) for row in read_rows(predictions)]
+    assert read == list(rows[["file", "class", "probability", "label"]].itertuples(index=False, name=None))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (300, 300), (301, 1024)])
