@@ -241,8 +241,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 def _open_database(folder: Path) -> sqlite3.Connection:
     """The database of a new folder, or of one that this version can read."""
-    database = sqlite3.connect(folder / DATABASE, check_same_thread=False, isolation_level=None)
+    database = None
     try:
+        database = sqlite3.connect(folder / DATABASE, check_same_thread=False, isolation_level=None)
         (found,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables == 0:
@@ -251,7 +252,8 @@ def _open_database(folder: Path) -> sqlite3.Connection:
             database.executescript(f"PRAGMA journal_mode = WAL; {create}")
         database.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.DatabaseError as error:
-        database.close()
+        if database:
+            database.close()
         raise _unreadable(folder, f"cannot be read: {DATABASE}: {error}") from None
     if found != SCHEMA:
         database.close()

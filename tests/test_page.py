@@ -174,6 +174,10 @@ def test_a_running_job_shows_its_progress(served: Served) -> None:
     job = scored(served, "paged-slow", SLOW, {"1.JPEG": b"1", "2.JPEG": b"2"})
     wait_for(served, job.name, "Running")
     deadline = time.monotonic() + 120
+    output = served.state / "jobs" / job.name / "output"
+    while not output.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    write_progress(output)  # as the executor does, so both say the same
     while "0 of 2 files" not in (html := get(job.address).text) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "Running</span>" in html and '<progress value="0" max="2">' in html
@@ -309,10 +313,13 @@ def test_a_row_leads_to_no_file_outside_of_the_input(served: Served, tmp_path: P
 
 
 def test_the_name_of_the_output_leads_to_no_other_file(served: Served, tmp_path: Path) -> None:
-    (tmp_path / "secret.csv").write_text("the secret\n")
-    job = scored(served, "escaping", SCORING, {"1.JPEG": b""}, outputFileName=str(tmp_path / "secret.csv"))
-    wait_for(served, job.name, "Completed", "Failed")
-    assert "<td>secret" not in get(job.address).text
+    """It is refused where it enters, and leads nowhere in a job of an older version either."""
+    (tmp_path / "secret.csv").write_text("a.JPEG 7 0.5\n")
+    assert invoke(served, "paged", outputFileName=str(tmp_path / "secret.csv")).status_code == 400
+    settings = {"output_file_name": str(tmp_path / "secret.csv")}
+    job = {"deployment": {"settings": settings}, "status": "Completed"}
+    (tmp_path / "output" / "score").mkdir(parents=True)
+    assert not results.read_rows(job, tmp_path)
 
 
 def test_the_key_is_worth_nothing_in_another_run(tmp_path: Path, finished: Scored) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import sys
 import time
@@ -92,10 +93,11 @@ def test_what_a_killed_run_leaves_is_worth_nothing(tmp_path: Path) -> None:
     )
     first.stop(signal.SIGKILL)
     assert first.folder.exists()
+    authority = shutil.copy(first.session.verify, tmp_path / "ca.pem")
     second = Served(tmp_path / "state", options=["--port", str(port), "--page-port", str(page_port)])
     try:
         with pytest.raises(requests.exceptions.SSLError):  # the old authority has not signed this server
-            requests.get(first.identity[0], verify=first.session.verify, timeout=60)
+            requests.get(first.identity[0], verify=authority, timeout=60)
         old = {"Authorization": f"Bearer {token}"}
         assert second.call("GET", SCOPE, headers=old).status_code == 401
         address = "https://localworkspace.blob.azureml.test/workspaceblobstore?restype=container&comp=list"
