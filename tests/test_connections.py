@@ -1,15 +1,18 @@
 """How many connections are taken, and what becomes of those that say nothing or only half."""
 
+import asyncio
 import resource
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
 from attacked import Target, attack
 
+from local_workspace import server
 from local_workspace.server import MOST_CONNECTIONS, Listener
 from local_workspace.workspace import BLOB_HOST
 
@@ -92,3 +95,15 @@ def test_a_client_that_closes_without_having_asked_is_hung_up_on(crowded: Target
     context = ssl.create_default_context(cafile=crowded.served.session.verify)
     with context.wrap_socket(connect(crowded.port), server_hostname="localhost") as tls:
         tls.unwrap()
+
+
+def test_a_client_that_never_asks_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE", 0.1)
+    listener, http = server._listen(0), server._http(lambda *_: None)
+    running = threading.Thread(target=lambda: asyncio.run(http.serve([listener])))
+    running.start()
+    with connect(listener.getsockname()[1]) as connection:
+        assert connection.recv(1) == b""
+    http.should_exit = True
+    running.join(60)
+    assert not running.is_alive()

@@ -13,6 +13,7 @@ import pytest
 import requests
 from conftest import SCOPE, Served
 from deployed import SCRIPT, SLOW, invoke, make_deployment, upload, wait_for
+from pages import get, part, photo
 from PIL import Image
 
 from local_workspace import page, pictures, results
@@ -58,12 +59,6 @@ class Scored(NamedTuple):
     address: str  # of its page, as the SDK has it
 
 
-def photo(kind: str, color: str = "red", size: tuple[int, int] = (600, 400), **options: Any) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", size, color).save(content, kind, **options)
-    return content.getvalue()
-
-
 def turned() -> bytes:
     """Upright only where EXIF's orientation is heeded."""
     exif = Image.Exif()
@@ -106,18 +101,6 @@ def finished(served: Served) -> Scored:
     assert wait_for(served, job.name, "Completed", "Failed")["status"] == "Completed"
     runs = served.call("GET", f"/history/v1.0{SCOPE}/runs/{job.name}/children", host="api").json()["value"]
     return job._replace(child=runs[0]["runId"])
-
-
-def get(address: str, **headers: str) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False
-        return session.get(address, headers=headers)
-
-
-def part(address: str, path: str) -> str:
-    """Another address of the same run: with the same key."""
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}{path}?{parts.query}"
 
 
 def picture(job: Scored, row: int | str) -> requests.Response:
