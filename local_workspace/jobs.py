@@ -117,7 +117,9 @@ class Jobs:
 
     def _publish_log(self, run: str, name: str, path: Path) -> str:
         blob = f"ExperimentRun/dcid.{run}/{name}"
-        self._store.publish(LOG_CONTAINER, blob, path, {"content_type": "text/plain; charset=utf-8"})
+        known = self._store.blob(LOG_CONTAINER, blob)
+        if known is None or known.path != path:  # it is asked for at every poll, also on a full disk
+            self._store.publish(LOG_CONTAINER, blob, path, {"content_type": "text/plain; charset=utf-8"})
         return blob
 
     # The thread that works the queue

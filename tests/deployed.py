@@ -1,5 +1,6 @@
 """Deployments and jobs of a local workspace, made without the SDK."""
 
+import os
 import subprocess
 import sys
 import time
@@ -90,3 +91,16 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A verb of the local workspace."""
     line = [sys.executable, "-m", "local_workspace", *arguments]
     return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Processes that work in a folder, as their folder or their arguments tell."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "cmdline").read_bytes().decode(errors="replace") + os.readlink(process / "cwd")
+        except OSError:
+            continue
+        if str(folder) in told and process.name != str(os.getpid()):
+            found.append(f"{process.name} {told}")
+    return found

@@ -55,6 +55,7 @@ def test_a_job_ends_once_there_is_room_and_the_next_has_its_turn(start: Callable
     wait_for(served, first, "Running")
     second = invoke(served, "roomy").json()["name"]
     fill(served)
+    wait_for(served, first, "Running")  # its logs can be read as before
     assert served.call("POST", f"{SCOPE}/jobs/{first}/cancel").status_code == 507
     empty(served)
     assert served.call("POST", f"{SCOPE}/jobs/{first}/cancel").status_code == 202

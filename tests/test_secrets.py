@@ -1,7 +1,6 @@
 """What is printed, recorded and left behind: nothing that is worth anything to whoever finds it."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from conftest import SCOPE, Run, Served
-from deployed import SCRIPT, SLOW, command, invoke, make_deployment, wait_for
+from deployed import SCRIPT, SLOW, command, invoke, make_deployment, processes_of, wait_for
 from pages import get, part
 
 from local_workspace import tokens
@@ -142,21 +141,8 @@ def test_the_processes_of_a_job_end_with_a_killed_server(start: Callable[[], Ser
     while not any("started" in path.read_text() for path in logs.rglob("*.stdout.txt")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert len(processes_in(served.state / "jobs")) >= 2
+    assert len(processes_of(served.state / "jobs")) >= 2
     served.stop(signal.SIGKILL)
-    while left := processes_in(served.state / "jobs"):
+    while left := processes_of(served.state / "jobs"):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-
-
-def processes_in(folder: Path) -> list[str]:
-    """Processes that work in `folder`, or whose arguments name it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (process / "cmdline").read_bytes().decode(errors="replace") + os.readlink(process / "cwd")
-        except OSError:
-            continue
-        if str(folder) in told and process.name != str(os.getpid()):
-            found.append(f"{process.name} {told}")
-    return found

@@ -23,7 +23,7 @@ import pytest
 import requests
 from azure.storage.blob import BlobClient
 from conftest import SCOPE, Run, Served
-from deployed import SCRIPT, command, invoke, make_deployment, run, upload, wait_for
+from deployed import SCRIPT, command, invoke, make_deployment, processes_of, run, upload, wait_for
 
 from local_workspace.errors import UserError
 from local_workspace.store import DATABASE, SCHEMA, Store
@@ -142,19 +142,6 @@ def init():
 def run(mini_batch):
     time.sleep(600)
 """
-
-
-def processes_of(state: Path) -> list[str]:
-    """Processes that work in a state folder, as their folder or their arguments tell."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (process / "cmdline").read_bytes().decode(errors="replace") + os.readlink(process / "cwd")
-        except OSError:
-            continue
-        if str(state) in told and process.name != str(os.getpid()):
-            found.append(f"{process.name} {told}")
-    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="processes are looked for in /proc")
