@@ -1,7 +1,9 @@
 """If-Match, If-None-Match and their dates: what azure-storage-blob makes of our answers, and of Azurite's."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,9 @@ from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError, ResourceModifiedError
 from azure.storage.blob import BlobClient, ContainerClient
 from conftest import Served
+
+from local_workspace import storage
+from local_workspace.store import Blob
 
 SAME, OTHER = MatchConditions.IfNotModified, MatchConditions.IfModified
 HOUR = timedelta(hours=1)
@@ -165,3 +170,11 @@ def test_a_date_is_compared_in_whole_seconds_as_it_is_told(served: Served) -> No
     assert served.session.get(address, headers={"If-Unmodified-Since": told}).status_code == 200
     now = datetime.now(timezone.utc)
     assert abs(datetime.strptime(told, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=timezone.utc) - now) < HOUR
+
+
+def test_a_version_is_told_by_more_than_its_size_and_time(tmp_path: Path) -> None:
+    """What is sent in blocks has no digest, and a clock ticks every few milliseconds."""
+    state = tmp_path.stat()
+    blobs = [Blob("a", tmp_path / name, {"metadata": {"of": of}}) for name in "xy" for of in "12"]
+    assert len({storage.etag(blob, state) for blob in blobs}) == 4
+    assert re.fullmatch('"0x[0-9A-F]{15}"', storage.etag(blobs[0], state))

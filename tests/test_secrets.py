@@ -134,7 +134,8 @@ def test_the_folder_of_a_killed_run_goes_with_the_next_start_of_any(
 def test_the_processes_of_a_job_end_with_a_killed_server(start: Callable[[], Served]) -> None:
     """The executor and its workers: nobody has to start another server for it."""
     served = start()
-    make_deployment(served, "outliving", SLOW)
+    hour = {"maxRetries": 1, "timeout": "PT1H"}
+    make_deployment(served, "outliving", SLOW, retrySettings=hour)
     job = invoke(served, "outliving").json()["name"]
     logs = served.state / "jobs" / job / "output" / "logs"
     deadline = time.monotonic() + 120
