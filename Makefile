@@ -22,7 +22,7 @@ score: .venv/installed
 	$(BIN)/python -m local_workspace show outputs/mlflow --data data
 
 test: .venv/installed-test
-	$(BIN)/python tests/measured.py
+	$(BIN)/python tests/measured.py --numprocesses 2 --dist loadfile
 
 # Speed against what one would use instead: about half an hour. OPTIONS="--rounds 1 --only by-file", say.
 bench: .venv/installed-bench

@@ -5,27 +5,22 @@ from __future__ import annotations
 import io
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from local_workspace.errors import UserError
 from local_workspace.files import open_regular
 from local_workspace.listing import walk
+from local_workspace.mlflow_driver.driver_photo import open_photo
 
 SIZE = (320, 240)  # pixels, width and height, of a picture on the page
-MAX_PIXELS = 50_000_000  # 200 MB while it is read; a JPEG is read at an eighth of its size
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")  # reading some of the others runs a program
 SEARCHED = 1_000_000  # files of the input
 SORTED = 200_000  # files of an input whose order is looked at
 OPEN = threading.Semaphore(2)  # pictures in memory: a browser asks for six at once, and a job may be running
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the bound here
 
 
 @lru_cache(maxsize=8)
@@ -88,21 +83,7 @@ def thumbnail(path: Path) -> bytes | None:
 def small_picture(path: Path, size: tuple[int, int]) -> Image.Image | None:
     """The whole photo in RGB, upright, as fits into `size` (width, height); None if it is no photo."""
     try:
-        with OPEN, open_regular(path) as file:
-            return ImageOps.contain(read_photo(file, size), size)
+        with OPEN, open_regular(path) as file, open_photo(os.dup(file.fileno()), least=max(size)) as photo:
+            return ImageOps.contain(photo, size)
     except Exception:  # whatever is wrong with one picture must not cost the others
         return None
-
-
-def read_photo(file: BinaryIO, size: tuple[int, int]) -> Image.Image:
-    """The photo in `file` in RGB, upright, on white; a JPEG not much larger than `size`."""
-    with Image.open(file, formats=FORMATS) as image:
-        image.draft("RGB", size)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # convert() would clip 16 bits to white instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from itertools import count
@@ -53,6 +54,9 @@ COLOUR = (200, 100, 50)
 
 
 def import_file(path: Path) -> ModuleType:
+    """The script at `path`, which finds the modules beside it."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -175,7 +179,7 @@ def test_what_is_saved_has_the_articles_signature_and_the_pinned_requirements(ml
     (pinned,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
     first, *others = (mlflow_model / "requirements.txt").read_text().splitlines()
     assert first == f"mlflow-skinny=={mlflow.__version__}"
-    assert len(others) == 4
+    assert len(others) == 6
     assert set(others) <= set(pinned)
 
 
@@ -183,16 +187,21 @@ def test_what_is_saved_has_the_articles_signature_and_the_pinned_requirements(ml
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*ScandirIterator")
 def test_saving_replaces_an_mlflow_model_and_nothing_else(samples_folder: Path, tmp_path: Path) -> None:
     save_model = import_file(SAMPLE / "save_model.py").save_model
-    (tmp_path / "old").mkdir()
-    for name in ("MLmodel", "left over"):
-        (tmp_path / "old" / name).touch()
+    save_model(samples_folder / "model", tmp_path / "old")
+    (tmp_path / "old" / "left over").touch()
     save_model(samples_folder / "model", tmp_path / "old")
     assert not (tmp_path / "old" / "left over").exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").touch()
     with pytest.raises(MlflowException, match="not empty"):
         save_model(samples_folder / "model", tmp_path / "notes")
-    with pytest.raises(FileNotFoundError, match=r"saved_model.pb is missing; found: mine.txt"):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: mlflow.sklearn}}"
+    )
+    with pytest.raises(MlflowException, match="not empty"):
+        save_model(samples_folder / "model", tmp_path / "theirs")
+    with pytest.raises(FileNotFoundError, match=r"0 models, expected one .*found: mine\.txt"):
         save_model(tmp_path / "notes", tmp_path / "new")
 
 
