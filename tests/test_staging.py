@@ -160,7 +160,7 @@ def test_a_path_longer_than_the_system_allows_fails_that_file(own: Path, tmp_pat
     store = Store(own)
     deep = "/".join(["é" * 100] * 10)  # 2,009 bytes in a name of 1,009 characters
     fill(store, ["data/a", f"data/{deep}"])
-    folder = tmp_path.joinpath(*["z" * 200] * 10)
+    folder = tmp_path.joinpath(*["z" * 200] * 15)
     count, problems = stage(store, {"container": "c", "path": "data"}, folder)
     assert count == 1 and problems == [(f"data/{deep}", "File name too long")]
     store.close()
