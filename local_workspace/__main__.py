@@ -26,7 +26,8 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m local_workspace", description=__doc__.split("\n")[0])
+    description = (__doc__ or "").split("\n")[0]  # there is none under `python -OO`
+    parser = argparse.ArgumentParser(prog="python -m local_workspace", description=description)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         subparser = verbs.add_parser(verb, help=text, description=text)

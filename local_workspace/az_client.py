@@ -29,6 +29,7 @@ def connect(address: str) -> socket.socket | None:
 def start_server(address: str) -> socket.socket:
     """Start the process that has the SDK loaded; of two that commands start at once, one ends by itself."""
     null = subprocess.DEVNULL
+    os.environ.pop("PYTHONOPTIMIZE", None)  # the SDK needs its docstrings, and so does the help
     command = [sys.executable, "-m", "local_workspace.az_server"]
     server = subprocess.Popen(command, cwd=ROOT, stdin=null, stdout=null, stderr=null, start_new_session=True)
     deadline = time.monotonic() + START_TIMEOUT
@@ -44,6 +45,7 @@ def run_here() -> None:
     """Without the SDK's process, for the commands that need no SDK."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    os.environ.pop("PYTHONOPTIMIZE", None)
     os.execv(sys.executable, [sys.executable, "-m", "local_workspace.az", *sys.argv[1:]])
 
 

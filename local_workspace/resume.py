@@ -12,14 +12,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from local_workspace.deployment import Deployment
 from local_workspace.errors import UserError
 
-FOLDER = ".job"
+FOLDER, SUMMARY = ".job", "summary.json"
 
 
 def deciding_settings(deployment: Deployment, model: Path, data: Path) -> dict[str, Any]:
@@ -92,8 +92,6 @@ def working_folder(output: Path, listing: TextIO | None) -> Iterator[None]:
         remove(folder / "model")
         if not (folder / "run.json").exists():
             remove(folder)
-            with suppress(OSError):  # it holds something else
-                output.rmdir()
 
 
 def remove(path: Path) -> None:
@@ -114,7 +112,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def is_completed(output: Path) -> bool:
     try:
-        return json.loads((output / "summary.json").read_text("utf-8"))["status"] == "Completed"
+        return json.loads((output / SUMMARY).read_text("utf-8"))["status"] == "Completed"
     except (OSError, ValueError):
         return False
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 from PIL import Image
+from scoring import COMMAND
 from test_models import SIDE
-from test_score import COMMAND
 from test_scoring_scripts import NAMES, ROOT, load
 
 from local_workspace import samples

@@ -27,8 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from PIL import Image
-from test_executor import Run
-from test_score import COMMAND
+from scoring import COMMAND, Run
 from test_scoring_scripts import UNREADABLE, load
 
 from local_workspace import show

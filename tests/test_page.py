@@ -14,7 +14,8 @@ from conftest import SCOPE, Served
 from PIL import Image
 from test_local_workspace import SCRIPT, SLOW, invoke, make_deployment, upload, wait_for
 
-from local_workspace import page, pictures, results, score
+from local_workspace import page, pictures, results
+from local_workspace import progress as console_progress
 from local_workspace.executor import Counts
 
 SCORING = """
@@ -184,8 +185,8 @@ def test_a_running_job_shows_its_progress(served: Served) -> None:
 def test_the_progress_is_what_the_executor_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "PLAIN_PROGRESS", 0)
-    score.plain_progress()(Counts(files=12_345, mini_batches=10, succeeded=1234, failed=5))
+    monkeypatch.setattr(console_progress, "PLAIN", 0)
+    console_progress.plain_progress()(Counts(files=12_345, mini_batches=10, succeeded=1234, failed=5))
     log = tmp_path / results.EXECUTION_LOG
     log.parent.mkdir(parents=True)
     log.write_text(capsys.readouterr().err)
