@@ -221,9 +221,8 @@ class Executor:
             self.finish(worker, said, self.attempts.get(worker.mini_batch.number, 0) + 1)
 
     def lose(self, worker: Worker, why: str = "") -> None:
-        doing = worker.doing
         how = self.remove(worker, wait=0 if why else 1)
-        self.fail(worker, f"the worker ended during {doing}: {why or how}")
+        self.fail(worker, f"the worker ended during {worker.doing}: {why or how}")
 
     def fail(self, worker: Worker, reason: str) -> None:
         """Counts a failed attempt; the mini-batch is queued again, or its files have failed."""

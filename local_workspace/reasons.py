@@ -40,14 +40,15 @@ def failed_files(
         return []
     names = Names(paths)
     named: Counter[str] = Counter()
-    nameless = 0
+    unsure = False
     for row in rows:
         found = names.in_row(row)
         named.update(found)
-        nameless += not found
-    left_out = [path for path in paths if not names.has_row(path, named)]
+        unsure |= not found
+    unsure |= any(times < names.sharing[name] for name, times in named.items())
+    left_out = [path for path in paths if not named[path] and not named[base_name(path)]]
     fewer = max(0, len(paths) - count)
-    if len(left_out) != fewer and (nameless or len(left_out) < fewer):
+    if len(left_out) != fewer and (unsure or len(left_out) < fewer):
         among = f"one of {base_name(paths[0])} ... {base_name(paths[-1])}"
         return [(among, NOT_NAMED)] * fewer
     reasons = names.reasons_in(messages) if left_out else {}
@@ -73,10 +74,6 @@ class Names:
         """The names in the values of a row: each is one, or holds one between blanks."""
         texts = [str(value) for value in row if isinstance(value, (str, os.PathLike))]
         return {text if text in self.all else self.longest_word(text) for text in texts} - {""}
-
-    def has_row(self, path: str, named: Counter[str]) -> bool:
-        name = base_name(path)
-        return named[path] > 0 or named[name] >= self.sharing[name]
 
     def longest_word(self, text: str) -> str:
         """The longest name that stands in `text` between blanks: "a b.jpg 3" is not about b.jpg."""
