@@ -24,12 +24,13 @@ from local_workspace.instance import Instance, Job, Worker
 from local_workspace.job_logs import JobLogs
 from local_workspace.journal import Counts, Journal
 from local_workspace.listing import MiniBatch, read_paths, split_into_mini_batches
-from local_workspace.reasons import cut
+from local_workspace.reasons import LONGEST_REASON, cut
 from local_workspace.watch import Watch
 
 WINDOW = 64  # mini-batches a worker
 TICK = 0.2  # seconds between two looks at the clock
 SHUTDOWN = 30  # seconds that shutdown() may take
+LONGEST = 2 * LONGEST_REASON  # characters of a reason: the worker has cut it, and said what it cut
 INIT_FAILURES = 3  # of each worker of an instance, on average, until the instance is given up
 
 
@@ -251,7 +252,7 @@ class Executor:
         self.attempts.pop(mini_batch.number, None)
         self.last_finished = time.monotonic()
         seconds = self.last_finished - worker.since
-        failed = [(file, cut(reason)) for file, reason in said.failed]
+        failed = [(file, cut(reason, LONGEST)) for file, reason in said.failed]
         self.finished[mini_batch.number] = Result(
             mini_batch, said.rows, said.text, failed, seconds, worker, attempts
         )
@@ -286,4 +287,4 @@ class Executor:
 
 
 def one_line(text: str) -> str:
-    return cut(" ".join(text.split()))
+    return " ".join(cut(text, LONGEST).split())

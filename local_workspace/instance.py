@@ -203,7 +203,7 @@ class Worker:
 
     def write_error(self, text: str) -> None:
         with self.error_log.open("a", encoding="utf-8", errors="backslashreplace") as log:
-            log.write(cut(text.rstrip(), LONGEST_TRACEBACK) + "\n")
+            log.write(cut(text.rstrip(), 2 * LONGEST_TRACEBACK) + "\n")
 
 
 def new_slate() -> IO[bytes]:

@@ -20,10 +20,11 @@ NOT_NAMED = "no row, and the rows do not name their files"
 
 
 def cut(text: str, longest: int = LONGEST_REASON) -> str:
-    """`text`, of which at most so many characters are kept; says what was cut."""
+    """`text`, of which at most so many characters are kept, of its two ends; says what was cut."""
+    half = longest // 2
     if len(text) <= longest:
         return text
-    return f"{text[:longest]} ... (cut here, {len(text):,} characters in all)"
+    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters cut here) ... {text[-half:]}"
 
 
 def failed_files(
