@@ -233,7 +233,7 @@ class Executor:
         if not mini_batch:
             worker.instance.failed_inits += not worker.ready
             return
-        if worker.is_blameless:  # ... of this mini-batch, which has to be a run() that was tried
+        if worker.is_blameless:  # an attempt is a run() that has begun
             worker.mini_batch = None
             self.again.append(mini_batch)
             return

@@ -138,7 +138,9 @@ class Worker:
         return said
 
     def has_more(self) -> bool:
-        return bool(select.select([self.pipe], [], [], 0)[0])
+        poll = select.poll()  # select() takes no number of a file from 1024 on
+        poll.register(self.pipe, select.POLLIN)
+        return bool(poll.poll(0))
 
     # --- where it is, and for how long it may be there
 

@@ -10,7 +10,7 @@ import heapq
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -74,7 +74,9 @@ def identity(path: str | Path, follow_links: bool = True) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
-def walk(folder: str, left_out: list[str], subfolders: bool, no_input: set[Identity]) -> Iterator[str]:
+def walk(
+    folder: str, left_out: list[str], subfolders: bool, no_input: Set[Identity] = frozenset()
+) -> Iterator[str]:
     folders = [folder]
     while folders:
         folder = folders.pop()
@@ -114,7 +116,7 @@ def scan(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
             os.close(opened)
 
 
-def is_one_of(no_input: set[Identity], entry: os.DirEntry[str]) -> bool:
+def is_one_of(no_input: Set[Identity], entry: os.DirEntry[str]) -> bool:
     """Whether a folder, or what a link leads to, is; a file that is no link has no other path."""
     if not no_input or not (entry.is_symlink() or entry.is_dir()):
         return False

@@ -230,6 +230,31 @@ def test_any_name_in_unicode_comes_back_when_the_rows_are_read_as_the_article_do
     assert run.summary["rows"] == len(ODD_NAMES)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0001", "0002", "1e5"],
+        ["NA", "None", "nan", "null", "x"],
+        ["0x10", "True", "False", "-inf", "1_000", "2026-01-01"],
+        ["a", "\ufeffb", "\ufeff"],
+    ],
+)
+def test_a_name_that_pandas_takes_for_something_else_comes_back_when_it_is_read_as_text(
+    tmp_path: Path, names: list[str]
+) -> None:
+    score(tmp_path, FRAME, names, mini_batch_size=9)
+    predictions = pd.read_csv(
+        tmp_path / "output" / "score" / "predictions.csv",
+        header=None,
+        names=["file", "class", "probability"],
+        sep=" ",
+        dtype={"file": str},
+        keep_default_na=False,
+    )
+    assert list(predictions["file"]) == sorted(names)
+    assert list(predictions["class"]) == [7] * len(names)
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take no names that are not UTF-8")
 def test_a_name_that_is_not_unicode_comes_back_as_its_bytes(tmp_path: Path) -> None:
     names = [b"r\xe9sum\xe9.jpg", b"\xff \n", b"\xc3"]

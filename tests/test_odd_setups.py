@@ -53,7 +53,8 @@ def run(mini_batch):
     output = os.fsencode(tmp_path) + b"/out\xe9"
     words = [*command(tmp_path)[:-1], output]
     for way in ([], ["--resume"], ["--overwrite"], ["--resume"]):
-        job = subprocess.run([*words, *way], cwd=ROOT, capture_output=True, timeout=60)
+        strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+        job = subprocess.run([*words, *way], cwd=ROOT, env=strict, capture_output=True, timeout=60)
         assert (job.returncode, job.stdout) == (0, output + b"/score\n"), job.stderr
     assert os.listdir(output + b"/score") == [b"r\xe9sum\xe9"]
 
