@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -70,6 +70,19 @@ def describe(name: str, settings: dict[str, Any]) -> str:
     if name not in settings:
         return "not set"
     return "another text" if "environment_variables" in name else repr(settings[name])  # it may be a secret
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[None]:
+    """The folder `output`, which goes again where nothing has come into it."""
+    is_new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds something
+                output.rmdir()
 
 
 @contextmanager

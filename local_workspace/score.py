@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -32,6 +32,7 @@ from local_workspace.resume import (
     deciding_settings,
     is_completed,
     keep_run,
+    new_folder,
     only_run,
     read_run,
     remove,
@@ -196,19 +197,6 @@ def writable(output: Path) -> Iterator[None]:
         place = output if error.filename else f"{output} or {tempfile.gettempdir()}"
         hint = "choose another --output, or make room and --resume"
         raise UserError(f"{place}: cannot be written: {error}", hint) from None
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[None]:
-    """The folder `output`, which goes again where nothing has come into it."""
-    is_new = not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        if is_new:
-            with suppress(OSError):  # it holds something
-                output.rmdir()
 
 
 def list_data(data: Path, listing: TextIO, deployment: Deployment, output: Path) -> int:
