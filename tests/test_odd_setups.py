@@ -94,3 +94,17 @@ def test_a_backend_of_keras_that_azure_would_not_have_is_said(
     assert run.code == 0
     assert (f"{tmp_path}/.keras/keras.json gives Keras the backend 'jax'" in run.stderr) == warns
     assert json.dumps("KERAS_BACKEND")[1:-1] in run.stderr or not warns
+
+
+def test_az_has_its_help_though_python_is_to_leave_docstrings_out(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "local_workspace", "run", "--state", tmp_path / "state", "--", "az", "ml"]
+    told = subprocess.run(
+        [*words, "model", "create", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONOPTIMIZE": "2", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "az ml model create : " in told.stdout
