@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scoring import score
+from score_runs import score
 
 from local_workspace.answer import READ_SIZE, Answer, Answers, NoAnswerError, Raised, Rows
 from local_workspace.worker import INIT, LONGEST_ANSWER, encode

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
-from scoring import COMMAND
+from score_runs import COMMAND
 from test_mlflow import RGB, write_model
 from test_models import colours
 from test_scoring_scripts import ROOT

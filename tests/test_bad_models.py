@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 from PIL import Image
-from scoring import COMMAND
+from score_runs import COMMAND
 from test_models import SIDE
 from test_scoring_scripts import NAMES, ROOT, load
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from scoring import score
+from score_runs import score
 
 from local_workspace import job_logs
 from local_workspace.reasons import LONGEST_REASON, cut

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from scoring import Run, is_alive, overview, read_notes, score, wait_until, write_deployment
+from score_runs import Run, is_alive, overview, read_notes, score, wait_until, write_deployment
 
 from local_workspace import executor
 from local_workspace.__main__ import main

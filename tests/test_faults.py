@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scoring import Run, is_alive, read_notes, run_command, score, scoring, wait_until, write_deployment
+from score_runs import Run, is_alive, read_notes, run_command, score, scoring, wait_until, write_deployment
 
 from local_workspace import executor, job_logs
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from scoring import (
+from score_runs import (
     UNPRIVILEGED,
     Run,
     is_alive,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scoring import Run, read_notes, score, scoring, wait_until
+from score_runs import Run, read_notes, score, scoring, wait_until
 
 from local_workspace import reasons, watch
 

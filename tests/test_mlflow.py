@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from PIL import Image
-from scoring import COMMAND, Run
+from score_runs import COMMAND, Run
 from test_scoring_scripts import UNREADABLE, load
 
 from local_workspace import show

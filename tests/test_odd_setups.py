@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scoring import ROOT, command, score, write_deployment
+from score_runs import ROOT, command, score, write_deployment
 
 ROWS = "def run(mini_batch): return [os.path.basename(path) for path in mini_batch]"
 READS = """

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from scoring import score
+from score_runs import score
 
 from local_workspace.__main__ import main
 

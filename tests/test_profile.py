@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from scoring import COMMAND, ROOT, command, run_command, write_deployment
+from score_runs import COMMAND, ROOT, command, run_command, write_deployment
 
 SLOW = """
 import threading, time

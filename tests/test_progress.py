@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from scoring import score
+from score_runs import score
 
 from local_workspace import progress
 from local_workspace.journal import Counts

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from scoring import (
+from score_runs import (
     ROOT,
     Run,
     command,

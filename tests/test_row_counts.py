@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from scoring import score
+from score_runs import score
 
 from local_workspace import reasons, worker
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from scoring import (
+from score_runs import (
     ROOT,
     Run,
     command,

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from scoring import ROOT, score, write_deployment
+from score_runs import ROOT, score, write_deployment
 
 from local_workspace.__main__ import main
 
