@@ -21,7 +21,10 @@ from local_workspace.errors import UserError
 
 SORTED_AT_ONCE = 50_000  # paths in memory
 LONGEST_PATH = 1000  # bytes, that every system takes at once
-RESULTS = ("score", "logs", ".job", "failed.csv", "misses.csv", "summary.json", "progress.json")
+RESULTS = (  # what runs leave in the output folder
+    *("score", "logs", ".job", "failed.csv", "misses.csv", "model-labels.txt", "summary.json"),
+    "progress.json",
+)
 Identity = tuple[int, int]  # the device and the inode of a file or folder, whatever the path to it
 
 

@@ -22,6 +22,7 @@ from local_workspace.executor import Executor, JobFailed
 from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
 from local_workspace.journal import Counts, Journal
+from local_workspace.labels import KEPT, LABELS_HELP, Labels, keep_labels, labels_of
 from local_workspace.listing import list_input_files
 from local_workspace.model import lay_out_model, model_of
 from local_workspace.profile import print_profile
@@ -69,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="print where the workers' time goes")
     parser.add_argument("--truth", metavar="FILE.csv", help=TRUTH_HELP)
     parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help=f"{LABELS_HELP} (default: the model's own)"
+    )
+    parser.add_argument(
         "--init-timeout", type=float, default=600, metavar="SECONDS", help="of init() (default: 600)"
     )
 
@@ -97,6 +101,7 @@ def score(arguments: argparse.Namespace) -> int:
 def score_deployment(deployment: Deployment, output: Path, arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
     model = model_of(deployment, arguments.model, arguments.deployment)
+    labels = labels_to_keep(arguments, model)
     settings = deciding_settings(deployment, model, arguments.data)
     kept = read_run(output, settings) if arguments.resume else None
     if kept and is_completed(output):
@@ -118,11 +123,13 @@ def score_deployment(deployment: Deployment, output: Path, arguments: argparse.N
     with writable(output), tempfile.TemporaryFile("w+", encoding="ascii") as listing:
         files = kept["files"] if kept else list_data(arguments.data, listing, deployment, output)
         with new_folder(output), only_run(output), working_folder(output, listing if not kept else None):
-            compare_with_truth = truth_of(arguments.truth, model, job) if arguments.truth else None
+            compare_with_truth = truth_of(arguments.truth, labels, job) if arguments.truth else None
             lay_out_model(model, job.model_dir, output)
             if not kept:
-                make_way(output, earlier)
+                for path in earlier:  # now that nothing can be wrong with the input any more
+                    remove(path)
                 keep_run(output, job.run_id, files, settings)
+            keep_labels(labels, output)
             code = run(job, files, output, begin)
             if compare_with_truth:
                 compare_with_truth(output)
@@ -151,16 +158,26 @@ def results_of(output: Path, deployment: Deployment) -> Path:
     return output / "score" / (deployment.output_file_name if append else "")
 
 
-def truth_of(source: str, model: Path, job: Job) -> Callable[[Path], None]:
-    """Reads the truth; returns what compares the job's rows with it, in summary.json and on stderr."""
-    from local_workspace import predictions, truth  # they need pandas, which takes a while to import
+def labels_to_keep(arguments: argparse.Namespace, model: Path) -> Labels:
+    """The labels of the model. Where nobody asked for them, what is wrong with them is a warning."""
+    try:
+        return labels_of(model, arguments.labels)
+    except UserError as error:
+        if arguments.labels or arguments.truth:
+            raise
+        say(f"warning: {error.message}; the classes will be shown by number")
+        return Labels()
 
-    labels = truth.find_labels(model)
-    classes = truth.read_truth(source, labels, job.listing)
+
+def truth_of(source: str, labels: Labels, job: Job) -> Callable[[Path], None]:
+    """Reads the truth; returns what compares the job's rows with it, in summary.json and on stderr."""
+    from local_workspace import predictions, truth
+
+    known = truth.read_truth(source, labels, job.listing)
 
     def compare(output: Path) -> None:
         rows = predictions.find_predictions(job.output, job.deployment.output_file_name)
-        figures = truth.compare(output, rows, classes, labels)
+        figures = truth.compare(output, rows, known, labels)
         summary = json.loads((output / SUMMARY).read_text("utf-8"))
         write_json(output / SUMMARY, summary | figures)
         say(truth.describe(figures, source, output / truth.MISSES))
@@ -170,7 +187,7 @@ def truth_of(source: str, model: Path, job: Job) -> Callable[[Path], None]:
 
 def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> list[Path]:
     """What an earlier run left in `output`. Azure refuses an existing output file."""
-    names = (Path("score", deployment.output_file_name), SUMMARY, "logs", "misses.csv")
+    names = (Path("score", deployment.output_file_name), SUMMARY, "logs", "misses.csv", KEPT)
     earlier = [output / name for name in names if os.path.lexists(output / name)]
     if is_refusal(output):
         earlier.remove(output / SUMMARY)
@@ -180,12 +197,6 @@ def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> li
             "choose another --output, or --overwrite it; --resume goes on with a run that did not end",
         )
     return [*earlier, *output.glob("score/*.parquet")] if earlier else []
-
-
-def make_way(output: Path, earlier: list[Path]) -> None:
-    """Removes the `earlier` results, once nothing can be wrong with the input any more."""
-    for path in earlier:
-        remove(path)
 
 
 @contextmanager

@@ -133,7 +133,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until(true: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 50) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "waited in vain"
@@ -158,7 +158,9 @@ def command(folder: Path) -> list[str | Path]:
 
 def run_command(folder: Path, *arguments: str | Path) -> Run:
     """Runs the command line as a process of its own, to its end."""
-    job = subprocess.run([*command(folder), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    job = subprocess.run(
+        [*command(folder), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     return Run(job.returncode, folder, job.stdout, job.stderr)
 
 
@@ -180,7 +182,7 @@ def run_after(preparation: str, folder: Path, *arguments: str) -> Run:
     begin, go_on = "import ctypes, os, resource, sys", "os.execv(sys.argv[1], sys.argv[1:])"
     start = f"{begin}\n{preparation}\n{go_on}"
     command_line = [sys.executable, "-c", start, *command(folder), *arguments]
-    job = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    job = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     return Run(job.returncode, folder, job.stdout, job.stderr)
 
 

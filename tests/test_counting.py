@@ -188,6 +188,7 @@ def test_a_slow_mini_batch_holds_up_the_others_once_enough_wait_to_be_written(
     script = """
 def run(mini_batch):
     if name(mini_batch) == "00":
+        wait_until(lambda: len(notes()) == 4)
         time.sleep(0.5)
     note(name(mini_batch))
     return mini_batch
