@@ -99,6 +99,7 @@ ANSWERS = int(sys.argv[sys.argv.index("--answers") + 1])
 
 def forge(body):
     os.write(ANSWERS, b"%d %d\\n%b" % (OFFSET, len(body), body))
+    time.sleep(60)
 
 def run(mini_batch):
     if name(mini_batch) == "1.jpg":
