@@ -5,8 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from test_executor import write_deployment
-from test_score import COMMAND, ROOT, run_command
+from score_runs import COMMAND, ROOT, run_command, write_deployment
 
 SLOW = """
 import threading, time

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from test_executor import Run, score
+from score_runs import Run, score
 
 from local_workspace.__main__ import main
 from local_workspace.errors import UserError
