@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = ("deploy-and-run.sh", "deploy-and-run-checks.sh")
 SCRIPT = (ROOT / "deploy-and-run.sh").read_text(encoding="utf-8")
 SNIPPET = re.compile(r"^# <(\w+)>\n(.*?)^# </\1>$", re.MULTILINE | re.DOTALL)
 ARTICLE = """
@@ -61,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
     """A copy of the sample: its own script and YAML files, a tiny model, tiny data and scoring scripts."""
     folder = tmp_path / "sample"
     (folder / "environment").mkdir(parents=True)
-    for name in ("deploy-and-run.sh", "environment/conda.yml", *[path.name for path in ROOT.glob("*.yml")]):
+    for name in (*SCRIPTS, "environment/conda.yml", *[path.name for path in ROOT.glob("*.yml")]):
         shutil.copy(ROOT / name, folder / name)
     for name in ("score-by-file", "score-by-batch"):
         (folder / "code" / name).mkdir(parents=True)
