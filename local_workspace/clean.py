@@ -2,9 +2,9 @@
 
     python -m local_workspace.clean [FOLDER]
 
-A file in model/, data/ or named-outputs/ goes if it is, to the byte, one that the local workspace handed out or
-that its job gave. So a photo that was put into data/ stays, and so does its folder: what stays is named. Needs
-nothing but Python, for .venv may be gone.
+A file in model/, data/ or named-outputs/ goes if it is, to the byte, one that the local workspace handed out
+or that its job gave. So a photo that was put into data/ stays, and what stays is named. It needs nothing but
+Python, for .venv may be gone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def clean(folder: Path) -> list[Path]:
         if is_copy(folder / part.archive, [handed_out / part.archive]):
             (folder / part.archive).unlink()
     for name in RESULTS:
-        delete_results(folder / name, list(state.glob("blobs/**/*")))
+        delete_results(folder / name, list(state.glob("jobs/*/output/score/predictions.csv")))
     for name in SCORED:
         shutil.rmtree(folder / name, ignore_errors=True)
     if is_our_mlflow_model(folder / MLFLOW_MODEL):
@@ -84,9 +84,10 @@ def delete_empty(folder: Path) -> None:
 
 def delete_results(folder: Path, kept: list[Path]) -> None:
     """Delete the predictions that a job of the workspace gave, which it has kept, and the picture of them."""
-    predictions = folder / "score" / "predictions.csv"
-    if is_copy(predictions, kept):
-        predictions.unlink()
+    copies = [path for path in folder.glob("score/predictions.csv*") if is_copy(path, kept)]
+    for path in copies:
+        path.unlink()
+    if copies:
         (folder / "predictions.png").unlink(missing_ok=True)
         delete_empty(folder)
 
