@@ -7,8 +7,8 @@ BIN := .venv/bin
 # The article's whole flow, in a local workspace: no Azure.
 run: .venv/installed
 	$(BIN)/python -m local_workspace run -- ./deploy-and-run.sh
-	$(BIN)/python -m local_workspace show named-outputs --data data --no-table
-	$(BIN)/python -m local_workspace show outputs/high-throughput/named-outputs --data data --no-table
+	$(BIN)/python -m local_workspace show named-outputs --data data --model model --no-table
+	$(BIN)/python -m local_workspace show outputs/high-throughput/named-outputs --data data --model model --no-table
 
 # All three deployments through the batch executor alone: no workspace, no az.
 score: .venv/installed
@@ -22,7 +22,7 @@ score: .venv/installed
 	$(BIN)/python -m local_workspace show outputs/mlflow --data data
 
 test: .venv/installed-test
-	$(BIN)/python tests/measured.py
+	$(BIN)/python tests/measured.py --numprocesses 2 --dist loadfile
 
 # Speed against what one would use instead: about half an hour. OPTIONS="--rounds 1 --only by-file", say.
 bench: .venv/installed-bench
@@ -40,9 +40,10 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage
 
 .venv/python:
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "error: $$("$(PYTHON)" --version 2>&1) at $(PYTHON), expected Python 3.10 to 3.13"; \
-	    echo; echo "hint: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; } >&2
+	@found=$$("$(PYTHON)" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	  case $$found in "Python 3.1"[0-3]) exit ;; esac; \
+	  { echo "error: PYTHON=$(PYTHON) is $${found:-no Python}, expected Python 3.10 to 3.13"; \
+	    echo; echo "hint: make $(or $(MAKECMDGOALS),run) PYTHON=python3.11"; exit 2; } >&2
 	"$(PYTHON)" -m venv .venv
 	@touch $@
 

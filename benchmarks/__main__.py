@@ -34,7 +34,9 @@ def main() -> int:
 def benchmark(arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="benchmarks_") as temporary:
-        inputs = Inputs(arguments.data, arguments.work.absolute(), Path(temporary), arguments.images)
+        inputs = Inputs(
+            arguments.data, arguments.work.absolute(), Path(temporary), arguments.images, arguments.before
+        )
         lineup = [one for name in arguments.models for one in scoring_contenders(inputs, MODELS[name])]
         lineup += other_contenders(inputs)
         chosen = [one for one in lineup if not arguments.only or one.name in arguments.only]
@@ -65,6 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, metavar="N", help="files that a contender scores, at most")
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="default: both")
     parser.add_argument("--only", action="append", metavar="NAME", help="this contender; repeatable")
+    parser.add_argument("--before", type=Path, metavar="DIR", help="a checkout to compare the scripts with")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks", metavar="DIR", help="of results.*"
     )

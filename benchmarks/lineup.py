@@ -18,6 +18,7 @@ BF16 = "settings.environment_variables.MIXED_PRECISION=1"
 ONE_THREAD = "settings.environment_variables.TF_NUM_INTRAOP_THREADS=1"
 MODELS = {"lite0": LITE0, "resnet101v2": RESNET}
 FOLDERS = {LITE0: "model", RESNET: "resnet101v2"}
+COMPARED_SIZES = (128, 64, 10)  # of mini-batches
 # And where 16 images at once are more than the processor's cache holds.
 EIGHT = "settings.environment_variables.DEVICE_BATCH_SIZE=8"
 # Images that a contender scores in a round: some seconds' worth.
@@ -47,8 +48,10 @@ RAY = ["--actors 2 --batch 16", "--actors 1 --batch 16"]
 class Inputs:
     """What is scored. Models and photos are kept in `work` for the next run, all else is `temporary`."""
 
-    def __init__(self, data: Path | None, work: Path, temporary: Path, most: int | None) -> None:
-        self.work, self.temporary, self.most = work, temporary, most
+    def __init__(
+        self, data: Path | None, work: Path, temporary: Path, most: int | None, before: Path | None = None
+    ) -> None:
+        self.work, self.temporary, self.most, self.before = work, temporary, most, before
         self.photos, self.photos_are = (
             photos.photos_in(data) if data else photos.embedded_photos(work / "photos")
         )
@@ -76,6 +79,8 @@ def scoring_contenders(inputs: Inputs, model: str) -> list[Contender]:
     prepare = lambda: make_model(inputs, model)  # noqa: E731
     lineup = [*our_contenders(inputs, model, prepare), *naive_contenders(inputs, model, prepare)]
     lineup += peer_contenders(inputs, model, prepare)
+    if inputs.before:
+        lineup += before_contenders(inputs, model, inputs.before, prepare)
     return lineup + (large_contenders(inputs, model, prepare) if model == LITE0 else [])
 
 
@@ -87,7 +92,8 @@ def our_contenders(inputs: Inputs, model: str, prepare: Callable[[], None]) -> l
     by_file, _ = inputs.images(BY_FILE_IMAGES[model])
     by_batch, paths = inputs.images(BY_BATCH_IMAGES[model])
     size = max(1, min(128, len(paths) // 8))
-    alone = "code_configuration.code=benchmarks/model_alone"
+    code = "code_configuration.code=benchmarks/"
+    model_alone, reading_alone = f"{code}model_alone", f"{code}reading_alone"
 
     def ours(name: str, yaml: str, workers: int, *settings: str) -> Contender:
         data = by_file if yaml == BY_FILE else by_batch
@@ -95,7 +101,7 @@ def our_contenders(inputs: Inputs, model: str, prepare: Callable[[], None]) -> l
         changes += [f"settings.mini_batch_size={size}"] if yaml == BY_BATCH else []
         output = inputs.temporary / f"output {model} {name}"
         said = [f"{workers} worker{'s' * (workers > 1)}"]
-        said += [change.rpartition(".")[2] for change in changes[1:] if change != alone]
+        said += [change.rpartition(".")[2] for change in changes[1:] if not change.startswith(code)]
         measure = deployment(yaml, inputs.model(model), data, output, *changes)
         return Contender(name, model, ", ".join(said), measure, prepare=prepare)
 
@@ -107,9 +113,34 @@ def our_contenders(inputs: Inputs, model: str, prepare: Callable[[], None]) -> l
         ours("by-batch", BY_BATCH, 1),
         ours("by-batch, 2 workers", BY_BATCH, 2, *at_once),
         ours("by-batch, 2 workers, bf16", BY_BATCH, 2, BF16, *at_once),
-        ours("model alone, 2 workers", BY_BATCH, 2, alone, *at_once),
-        ours("model alone, 2 workers, bf16", BY_BATCH, 2, alone, BF16, *at_once),
+        ours("model alone, 2 workers", BY_BATCH, 2, model_alone, *at_once),
+        ours("model alone, 2 workers, bf16", BY_BATCH, 2, model_alone, BF16, *at_once),
+        ours("reading alone, 2 workers", BY_BATCH, 2, reading_alone),
     ]
+
+
+def before_contenders(
+    inputs: Inputs, model: str, before: Path, prepare: Callable[[], None]
+) -> list[Contender]:
+    """These scoring scripts and those of another checkout, in one executor, at several mini-batches."""
+    lineup = []
+    for kind, size, yaml, images, workers in (
+        ("by-file", 10, BY_FILE, BY_FILE_IMAGES, 1),
+        *(("by-batch", size, BY_BATCH, BY_BATCH_IMAGES, 2) for size in COMPARED_SIZES),
+    ):
+        data, _ = inputs.images(images[model])
+        for whose, root in (("", ROOT), (", before", before)):
+            name = f"{kind} at {size}{whose}"
+            changes = [
+                f"resources.instance_count={workers}",
+                f"settings.mini_batch_size={size}",
+                f"code_configuration.code={root.absolute()}/code/score-{kind}",
+            ]
+            output = inputs.temporary / f"output {model} {name}"
+            measure = deployment(yaml, inputs.model(model), data, output, *changes)
+            said = f"{workers} worker{'s' * (workers > 1)}, mini-batches of {size}"
+            lineup.append(Contender(name, model, said, measure, prepare=prepare))
+    return lineup
 
 
 def naive_contenders(inputs: Inputs, model: str, prepare: Callable[[], None]) -> list[Contender]:

@@ -1,6 +1,6 @@
 """The command line of the local workspace: `python -m local_workspace VERB ...`.
 
-Exit codes: 0 done, 1 the job failed, 2 bad usage or input, 130 interrupted.
+Exit codes: 0 done, 1 the job failed, 2 bad usage or input, 130 interrupted, 141 nobody reads the output.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import sys
 from importlib import import_module
 
 from local_workspace.errors import UserError
+from local_workspace.output import run_while_read
 
+# Not the docstring, which Python -OO takes away.
+DESCRIPTION = "The command line of the local workspace."
 # verb: (module and function of the same name, what it does). A verb's module is imported when it is asked
 # for: the command line must start at once, whatever the other verbs need.
 VERBS = {
@@ -25,8 +28,11 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m local_workspace", description=__doc__.split("\n")[0])
+    return run_while_read(lambda: run_verb(sys.argv[1:] if argv is None else argv))
+
+
+def run_verb(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m local_workspace", description=DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in VERBS.items():
         subparser = verbs.add_parser(verb, help=text, description=text)

@@ -1,8 +1,8 @@
 """`az`: the verbs of `az ml` that this repository's flow and its readers use, on knack, az's own framework.
 
 Flags, output forms and exit codes are those of the real az: 0 done, 1 error, 2 usage, 3 not found.
-The answer goes to stdout, everything else to stderr. The verbs are the functions of az_account.py,
-az_assets.py, az_batch.py and az_jobs.py.
+The answer goes to stdout, everything else to stderr; 141 where nobody reads them. The verbs are the
+functions of az_account.py, az_assets.py, az_batch.py and az_jobs.py.
 """
 
 import json
@@ -19,6 +19,7 @@ from knack.log import get_logger
 from knack.parser import CLICommandParser
 
 from local_workspace import az_account
+from local_workspace.output import run_while_read
 
 # group -> module with its functions, and the verbs; `az ml job list-jobs` is the function `job_list_jobs`
 COMMANDS = {
@@ -188,7 +189,7 @@ class Az(CLI):
 
     def exception_handler(self, ex: Exception) -> int:
         if isinstance(ex, BrokenPipeError):  # `az ... | head` has read enough
-            return 1
+            raise ex
         get_logger(__name__).error(str(ex).strip() or type(ex).__name__)
         logging.getLogger(__name__).debug("Where it was raised:", exc_info=ex)  # shown by --debug
         return 3 if is_not_found(ex) else 1
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands_loader_cls=Commands,
         parser_cls=Parser,
     )
-    return az.invoke(list(sys.argv[1:] if arguments is None else arguments))
+    return run_while_read(lambda: az.invoke(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 if __name__ == "__main__":

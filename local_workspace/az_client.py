@@ -16,24 +16,39 @@ ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT = 60  # seconds until the SDK is imported, even on a busy machine
 
 
-def connect(address: str) -> socket.socket | None:
+def connect(folder: str) -> socket.socket | None:
+    """From inside the folder: a socket's path may have 107 bytes (macOS: 103), and this folder's more."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.connect(address)
+        os.chdir(folder)
+        connection.connect("az.sock")
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
     return connection
 
 
-def start_server(address: str) -> socket.socket:
+def python_variables() -> dict[str, str]:
+    """Its Python finds this package, and keeps docstrings, without which azure.ai.ml cannot be imported."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}
+    return variables | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def start_server(folder: str) -> socket.socket:
     """Start the process that has the SDK loaded; of two that commands start at once, one ends by itself."""
     null = subprocess.DEVNULL
-    command = [sys.executable, "-m", "local_workspace.az_server"]
-    server = subprocess.Popen(command, cwd=ROOT, stdin=null, stdout=null, stderr=null, start_new_session=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "local_workspace.az_server"],
+        stdin=null,
+        stdout=null,
+        stderr=null,
+        env=python_variables(),
+        start_new_session=True,
+    )
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and not server.poll():
-        connection = connect(address)
+        connection = connect(folder)
         if connection:
             return connection
         time.sleep(0.05)
@@ -42,9 +57,8 @@ def start_server(address: str) -> socket.socket:
 
 def run_here() -> None:
     """Without the SDK's process, for the commands that need no SDK."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path)
-    os.execv(sys.executable, [sys.executable, "-m", "local_workspace.az", *sys.argv[1:]])
+    command = [sys.executable, "-m", "local_workspace.az", *sys.argv[1:]]
+    os.execve(sys.executable, command, python_variables())
 
 
 def open_standard_files() -> None:
@@ -60,16 +74,18 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script may have it ignored, to clean up
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # dying closes the connection, which ends the command
     open_standard_files()
-    address = str(Path(os.environ["AZURE_CONFIG_DIR"], "az.sock"))
-    connection = connect(address)
+    working_folder = str(Path.cwd())
+    folder = os.environ["AZURE_CONFIG_DIR"]
+    connection = connect(folder)
     if connection is None and sys.argv[1:2] != ["ml"]:
+        os.chdir(working_folder)
         run_here()
-    connection = connection or start_server(address)
+    connection = connection or start_server(folder)
     umask = os.umask(0o077)
     os.umask(umask)
     request = {
         "arguments": sys.argv[1:],
-        "folder": str(Path.cwd()),
+        "folder": working_folder,
         "variables": dict(os.environ),
         "umask": umask,
     }

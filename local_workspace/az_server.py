@@ -24,8 +24,8 @@ STOP_GRACE = 3  # seconds that a command may take to clean up when its client ha
 
 
 def main() -> None:
-    folder = Path(os.environ["AZURE_CONFIG_DIR"])
-    with (folder / "az.lock").open("w") as lock:
+    os.chdir(os.environ["AZURE_CONFIG_DIR"])
+    with Path("az.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -38,7 +38,7 @@ def main() -> None:
         signal.signal(
             signal.SIGCHLD, signal.SIG_IGN
         )  # nobody waits for the commands: the kernel clears them away
-        address = folder / "az.sock"
+        address = Path("az.sock")  # no longer: a socket's path may have 107 bytes (macOS: 103)
         with listen(address) as listener:
             try:
                 serve(listener, address, lock.fileno(), az.main)
@@ -82,8 +82,6 @@ def run_command(connection: socket.socket, command: Callable[[list[str]], int]) 
             exit_code = command(arguments)
         except SystemExit as stop:  # of a wrong flag, or of --help
             exit_code = stop.code if isinstance(stop.code, int) else 1
-        with suppress(BrokenPipeError):
-            sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client leaves as soon as it has the exit code
         with suppress(BrokenPipeError):
             connection.send(bytes([exit_code]))

@@ -17,6 +17,8 @@ from local_workspace import workspace
 from local_workspace.tokens import TENANT_ID
 
 PACKAGE = Path(__file__).parent
+# What a command finds before all else: our `az`, and `python`, `jupyter`, ... of this environment.
+FIRST_IN_PATH = (str(PACKAGE / "bin"), str(Path(sys.executable).parent))
 BUNDLE, VARIABLES, SUMMARY = "ca.pem", "environment.json", "summary.json"
 CONFIG = Path("config.json")  # MLClient.from_config() looks for it from the working folder upwards
 
@@ -97,7 +99,7 @@ def azure_variables(folder: Path, token_port: int, identity_header: str) -> dict
         "ARM_CLOUD_METADATA_URL": metadata,
         "AZUREML_CURRENT_CLOUD": workspace.CLOUD,
         "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
-        "IDENTITY_ENDPOINT": f"https://localhost:{token_port}/msi/token",
+        "IDENTITY_ENDPOINT": f"https://127.0.0.1:{token_port}/msi/token",
         "IDENTITY_HEADER": identity_header,
         "AZURE_CONFIG_DIR": str(folder / "azure"),
         "LOCAL_WORKSPACE_PYTHON": sys.executable,  # the Python that has the SDK: bin/az starts it
@@ -186,9 +188,9 @@ def announce(folder: Path, variables: Mapping[str, str]) -> None:
 
 
 def child_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """What a command of the user gets: his own environment, our variables, our `az` first."""
+    """What a command of the user gets: his own environment, our variables, our programs first."""
     environment = without_azure() | dict(variables)
-    environment["PATH"] = os.pathsep.join([str(PACKAGE / "bin"), environment.get("PATH", os.defpath)])
+    environment["PATH"] = os.pathsep.join([*FIRST_IN_PATH, environment.get("PATH", os.defpath)])
     return environment
 
 

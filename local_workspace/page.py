@@ -3,6 +3,7 @@
 Everyone on this machine can reach the port, so every address but the icon's carries the key of the run.
 """
 
+import os
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from local_workspace import pictures, results
-from local_workspace.errors import ServiceError
+from local_workspace.errors import ServiceError, UserError
 from local_workspace.jobs import TERMINAL, Job
+from local_workspace.predictions import mini_batches
 from local_workspace.tokens import Keys
 from local_workspace.workspace import Call, not_found
 
@@ -30,7 +32,7 @@ HEADERS = {
 }
 NO_PICTURE = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 240"><text x="160" y="125" fill="#777"'
-    ' font-family="sans-serif" font-size="18" text-anchor="middle">no picture to show</text></svg>'
+    ' font-family="sans-serif" font-size="18" text-anchor="middle">no picture: {why}</text></svg>'
 )
 ASSET_ID = re.compile(r".*/([^/]+)/versions/([^/]+)")
 TEMPLATES = Environment(
@@ -53,8 +55,8 @@ async def show_job(call: Call) -> Response:
 async def get_picture(call: Call) -> Response:
     """The picture of a row. The client names the row by its number, never a path."""
     content = await run_in_threadpool(_picture, call)
-    if content is None:
-        return Response(NO_PICTURE, 200, HEADERS, "image/svg+xml")
+    if isinstance(content, str):
+        return Response(NO_PICTURE.format(why=content), 200, HEADERS, "image/svg+xml")
     return Response(content, 200, HEADERS, "image/jpeg")
 
 
@@ -77,24 +79,28 @@ def _jobs_page(call: Call) -> Response:
     jobs = call.workspace.jobs.all()
     newest = list(reversed(jobs))[:MOST_JOBS]
     refresh = any(job["status"] not in TERMINAL for job in newest)
-    return _page(call, "jobs.html", jobs=newest, total=len(jobs), refresh=refresh)
+    told = [(job, results.progress_of(job["summary"])) for job in newest]
+    return _page(call, "jobs.html", jobs=told, total=len(jobs), refresh=refresh)
 
 
 def _job_page(call: Call) -> Response:
     job, folder = _find(call)
     rows = results.read_rows(job, folder)
-    labelled = results.labelled(rows, results.read_model_labels(job, folder))
+    labels, problem = results.read_labels(folder, rows)
     return _page(
         call,
         "job.html",
         job=job,
         refresh=job["status"] not in TERMINAL,
+        ended=job["status"] in TERMINAL,
         details=_details(job),
         settings=_flat(job["deployment"]["settings"]),
         progress=results.read_progress(job, folder),
         failed=results.read_failed(folder),
-        pictures=labelled,
-        rows=[] if labelled else rows,
+        pictures=rows,
+        label=labels.of_row,
+        labels_problem=problem,
+        cells=[] if rows else results.read_cells(job, folder),
         columns=MOST_COLUMNS,
         logs=results.read_logs(folder),
     )
@@ -116,15 +122,26 @@ def _find(call: Call) -> tuple[Job, Path]:
     return job, jobs.folder(job)
 
 
-def _picture(call: Call) -> bytes | None:
+def _picture(call: Call) -> bytes | str:
+    """The small picture of a row's photo, or why there is none."""
     job, folder = _find(call)
-    rows = results.labelled(results.read_rows(job, folder), [])
+    files = tuple(row.file for row in results.read_rows(job, folder))
     number = call.names["row"]
-    if not re.fullmatch("[0-9]{1,3}", number) or int(number) >= len(rows):
+    if not re.fullmatch("[0-9]{1,3}", number) or int(number) >= len(files):
         raise not_found(f"Row {number}")
-    found = pictures.find_pictures(folder / "data", tuple(row.file for row in rows))
-    path = found.get(rows[int(number)].file)
-    return pictures.thumbnail(path) if path else None
+    try:
+        paths = pictures.find_photos(folder / "data", files)[int(number)]
+        if len(paths) > 1:
+            batches = mini_batches(folder / "output")
+            paths = pictures.find_photos(folder / "data", files, batches)[int(number)]
+    except UserError:
+        return "the input cannot be searched"
+    if len(paths) != 1:
+        return f"ambiguous, {len(paths)} such files" if paths else "no such file"
+    # The input is staged without links: one that is there now was put there by the scoring script.
+    if os.path.islink(paths[0]):
+        return "it is a link"
+    return pictures.thumbnail(Path(paths[0])) or "the file is no photo"
 
 
 def _details(job: Job) -> dict[str, str]:
@@ -146,10 +163,10 @@ def _details(job: Job) -> dict[str, str]:
     }
 
 
-def _asset(asset_id: str) -> str:
+def _asset(asset_id: Any) -> str:
     """`name:version` of a registered asset; any other address as it is."""
-    found = ASSET_ID.fullmatch(asset_id)
-    return f"{found[1]}:{found[2]}" if found else asset_id
+    found = ASSET_ID.fullmatch(str(asset_id))
+    return f"{found[1]}:{found[2]}" if found else str(asset_id)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from local_workspace.executor import Executor, JobFailed
 from local_workspace.instance import Job
 from local_workspace.job_logs import JobLogs
 from local_workspace.journal import Counts, Journal
+from local_workspace.labels import KEPT, LABELS_HELP, Labels, keep_labels, labels_of
 from local_workspace.listing import list_input_files
 from local_workspace.profile import print_profile
 from local_workspace.resume import (
@@ -69,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="print where the workers' time goes")
     parser.add_argument("--truth", metavar="FILE.csv", help=TRUTH_HELP)
     parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help=f"{LABELS_HELP} (default: the model's own)"
+    )
+    parser.add_argument(
         "--init-timeout", type=float, default=600, metavar="SECONDS", help="of init() (default: 600)"
     )
 
@@ -84,6 +88,7 @@ def score(arguments: argparse.Namespace) -> int:
     for warning in warnings:
         say(f"warning: {warning}")
     model = model_of(deployment, arguments)
+    labels = labels_to_keep(arguments, model)
     output = arguments.output or Path("outputs", deployment.name)
     settings = deciding_settings(deployment, model, arguments.data)
     kept = read_run(output, settings) if arguments.resume else None
@@ -109,11 +114,12 @@ def score(arguments: argparse.Namespace) -> int:
         )
         output.mkdir(parents=True, exist_ok=True)
         with only_run(output), working_folder(output, listing if not kept else None):
-            compare_with_truth = truth_of(arguments.truth, model, job) if arguments.truth else None
+            compare_with_truth = truth_of(arguments.truth, labels, job) if arguments.truth else None
             lay_out_model(model, job.model_dir)
             if not kept:
                 make_way(output, earlier)
                 keep_run(output, job.run_id, files, settings)
+            keep_labels(labels, output)
             code = run(job, files, output, begin)
             if compare_with_truth:
                 compare_with_truth(output)
@@ -126,16 +132,26 @@ def results_of(output: Path, deployment: Deployment) -> Path:
     return output / "score" / (deployment.output_file_name if append else "")
 
 
-def truth_of(source: str, model: Path, job: Job) -> Callable[[Path], None]:
-    """Reads the truth; returns what compares the job's rows with it, in summary.json and on stderr."""
-    from local_workspace import predictions, truth  # they need pandas, which takes a while to import
+def labels_to_keep(arguments: argparse.Namespace, model: Path) -> Labels:
+    """The labels of the model. Where nobody asked for them, what is wrong with them is a warning."""
+    try:
+        return labels_of(model, arguments.labels)
+    except UserError as error:
+        if arguments.labels or arguments.truth:
+            raise
+        say(f"warning: {error.message}; the classes will be shown by number")
+        return Labels()
 
-    labels = truth.find_labels(model)
-    classes = truth.read_truth(source, labels, job.listing)
+
+def truth_of(source: str, labels: Labels, job: Job) -> Callable[[Path], None]:
+    """Reads the truth; returns what compares the job's rows with it, in summary.json and on stderr."""
+    from local_workspace import predictions, truth
+
+    known = truth.read_truth(source, labels, job.listing)
 
     def compare(output: Path) -> None:
         rows = predictions.find_predictions(job.output, job.deployment.output_file_name)
-        figures = truth.compare(output, rows, classes, labels)
+        figures = truth.compare(output, rows, known, labels)
         summary = json.loads((output / "summary.json").read_text("utf-8"))
         write_json(output / "summary.json", summary | figures)
         say(truth.describe(figures, source, output / truth.MISSES))
@@ -158,7 +174,7 @@ def model_of(deployment: Deployment, arguments: argparse.Namespace) -> Path:
 
 def earlier_results(output: Path, deployment: Deployment, overwrite: bool) -> list[Path]:
     """What an earlier run left in `output`. Azure refuses an existing output file."""
-    names = (Path("score", deployment.output_file_name), "summary.json", "logs", "misses.csv")
+    names = (Path("score", deployment.output_file_name), "summary.json", "logs", "misses.csv", KEPT)
     earlier = [output / name for name in names if os.path.lexists(output / name)]
     if earlier and not overwrite:
         raise UserError(

@@ -91,7 +91,7 @@ def _invite(state: Path, folder: Path, variables: Mapping[str, str]) -> None:
     dropped = " ".join(sorted(environment.dropped_names()))
     lines = [f"unset {dropped}"] if dropped else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    lines.append(f'export PATH={shlex.quote(str(environment.PACKAGE / "bin"))}:"$PATH"')
+    lines.append(f'export PATH={shlex.quote(os.pathsep.join(environment.FIRST_IN_PATH))}:"$PATH"')
     environment.write_private(folder / "activate", "\n".join(lines) + "\n")
     jobs = variables["LOCAL_WORKSPACE_PAGE"]
     print(f"local workspace: state in {state}\njobs: {jobs}\n", file=sys.stderr)

@@ -23,12 +23,13 @@ import pandas as pd
 
 from local_workspace.deployment import Deployment, read_deployment
 from local_workspace.errors import UserError
+from local_workspace.labels import find_labels
 from local_workspace.listing import list_input_files
-from local_workspace.predictions import find_predictions, read_predictions
+from local_workspace.predictions import find_predictions, read_rows
 from local_workspace.score import TRUTH_HELP, model_of, say
 from local_workspace.setting import Setting, changes
 from local_workspace.sweep_report import as_yaml, draw, print_table, write_csv
-from local_workspace.truth import find_labels, read_truth
+from local_workspace.truth import read_truth
 
 # What is tried when no --try says it: of the environment variables, those that the scoring script mentions.
 VARIABLES = {"MIXED_PRECISION": ["0", "1"], "DEVICE_BATCH_SIZE": ["4", "8", "16", "32"]}
@@ -264,11 +265,10 @@ def score_once(
 def read_classes(run: Path, setting: Setting) -> pd.Series | None:
     """The predicted class of each file; None where the rows do not tell it."""
     try:
-        path = find_predictions(run / "score", setting.deployment.output_file_name)
-        rows = read_predictions(path, [])
+        rows = read_rows(find_predictions(run / "score", setting.deployment.output_file_name))
     except UserError:
         return None
-    return rows.drop_duplicates("file").set_index("file")["class"]
+    return pd.Series({row.file: row.classes[0] for row in reversed(rows)}, dtype=int)  # the first of a name
 
 
 def share_alike(classes: pd.Series | None, reference: pd.Series | None) -> float | None:

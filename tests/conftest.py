@@ -49,7 +49,7 @@ class Served:
         self.identity = (variables["IDENTITY_ENDPOINT"], variables["IDENTITY_HEADER"])
 
     def _wait_until_ready(self) -> Path:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             if announced := re.search(r"source (\S+)/activate", self.log.read_text()):
                 return Path(announced[1])
@@ -76,7 +76,7 @@ class Served:
 
     def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command in the environment of the workspace."""
-        options = {"cwd": ROOT, "text": True, "capture_output": True, "timeout": 120} | options
+        options = {"cwd": ROOT, "text": True, "capture_output": True, "timeout": 300} | options
         variables = self.environment | options.pop("env", {})
         return subprocess.run([str(part) for part in command], env=variables, **options)
 
@@ -84,7 +84,7 @@ class Served:
         self.session.close()
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 class Run(Served):
@@ -106,7 +106,7 @@ class Run(Served):
         self.environment = self.variables
 
     def end(self) -> int:
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=120)
         return self.process.returncode
 
 

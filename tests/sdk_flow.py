@@ -61,7 +61,7 @@ def run(mini_batch):
 FAILING = (
     "def init():\n    pass\n\n\ndef run(mini_batch):\n    raise RuntimeError('the weights do not fit')\n"
 )
-SLOW = FAILING.replace("raise RuntimeError('the weights do not fit')", "__import__('time').sleep(60)")
+SLOW = FAILING.replace("raise RuntimeError('the weights do not fit')", "__import__('time').sleep(600)")
 PHOTOS = ["tench.JPEG", "great white.JPEG", "Österreich.JPEG", "dogs/beagle.JPEG", "dogs/basset.JPEG"]
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 from PIL import Image
+from scoring import NAMES, ROOT, load
 from test_models import SIDE
 from test_score import COMMAND
-from test_scoring_scripts import NAMES, ROOT, load
 
 from local_workspace import samples
 from local_workspace.errors import UserError
@@ -89,17 +89,30 @@ NO_CLASSIFIER: dict[str, tuple[Callable, list[tf.TensorSpec], str]] = {
         [image()],
         r"float32 \((1|16),\), ex",
     ),
-    "bytes in": (lambda image: {"o": means(image)}, [image(dtype=tf.uint8)], "uint8.*one tensor of float32"),
-    "files in": (lambda image: {"o": image}, [image((None,), tf.string)], "string.*one tensor of float32"),
+    "signed bytes in": (
+        lambda image: {"o": means(image)},
+        [image(dtype=tf.int8)],
+        "takes int8.*one tensor of numbers up to 255",
+    ),
+    "files in": (
+        lambda image: {"o": image},
+        [image((None,), tf.string)],
+        r"takes string \(None,\).*one tensor of numbers",
+    ),
+    "four channels": (
+        lambda image: {"o": means(image)},
+        [image((None, SIDE, SIDE, 4))],
+        r"takes float32 \(None, 32, 32, 4\), expected .* 1 or 3 channels",
+    ),
     "four images": (
         lambda image: {"o": means(image)},
         [image((4, SIDE, SIDE, 3))],
-        r"takes \(4, 32, 32, 3",
+        r"takes float32 \(4, 32, 32, 3\), expected",
     ),
     "two inputs": (
         lambda image, more: {"o": means(image)},
         [image(), tf.TensorSpec((), tf.float32, name="more")],
-        "one tensor of float32",
+        "expected one tensor of images",
     ),
 }
 

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from itertools import count
@@ -27,14 +28,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from PIL import Image
+from scoring import load
 from test_executor import Run
 from test_score import COMMAND
-from test_scoring_scripts import UNREADABLE, load
+from test_scoring_scripts import UNREADABLE
 
-from local_workspace import show
 from local_workspace.__main__ import main
 from local_workspace.deployment import MLFLOW_DRIVER
-from local_workspace.samples import PHOTOS, read_labels
+from local_workspace.predictions import read_rows
+from local_workspace.samples import PHOTOS
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "code" / "score-with-mlflow"
@@ -52,6 +54,9 @@ COLOUR = (200, 100, 50)
 
 
 def import_file(path: Path) -> ModuleType:
+    """The script at `path`, which finds the modules beside it."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -127,7 +132,7 @@ def cells(line: str) -> list[str]:
 def score(deployment: Path, data: Path, output: Path, *arguments: str | Path) -> Run:
     """The command line, as a process of its own."""
     command = [*COMMAND, deployment, "--data", data, "--output", output / "output", *arguments]
-    job = subprocess.run(command, cwd=output, capture_output=True, text=True, timeout=60)
+    job = subprocess.run(command, cwd=output, capture_output=True, text=True, timeout=300)
     return Run(job.returncode, output, job.stdout, job.stderr)
 
 
@@ -148,8 +153,8 @@ def test_the_photos_get_the_labels_of_the_deployment_by_file(
     assert list(rows["class"]) == list(by_file["class"])
     assert np.allclose(rows["probability"], by_file["probability"], atol=0.1)  # a hair's breadth moves rocket
     assert np.allclose(rows["probability"][:3], by_file["probability"][:3], atol=0.01)
-    shown = show.read_predictions(predictions, read_labels(samples_folder / "model"))
-    pd.testing.assert_frame_equal(shown, rows[["file", "class", "probability", "label"]])
+    read = [(row.file, *row.classes, row.probability, row.label) for row in read_rows(predictions)]
+    assert read == list(rows[["file", "class", "probability", "label"]].itertuples(index=False, name=None))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2000), (300, 300), (301, 1024)])
@@ -174,7 +179,7 @@ def test_what_is_saved_has_the_articles_signature_and_the_pinned_requirements(ml
     (pinned,) = [entry["pip"] for entry in conda if isinstance(entry, dict)]
     first, *others = (mlflow_model / "requirements.txt").read_text().splitlines()
     assert first == f"mlflow-skinny=={mlflow.__version__}"
-    assert len(others) == 4
+    assert len(others) == 6
     assert set(others) <= set(pinned)
 
 
@@ -182,16 +187,21 @@ def test_what_is_saved_has_the_articles_signature_and_the_pinned_requirements(ml
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*ScandirIterator")
 def test_saving_replaces_an_mlflow_model_and_nothing_else(samples_folder: Path, tmp_path: Path) -> None:
     save_model = import_file(SAMPLE / "save_model.py").save_model
-    (tmp_path / "old").mkdir()
-    for name in ("MLmodel", "left over"):
-        (tmp_path / "old" / name).touch()
+    save_model(samples_folder / "model", tmp_path / "old")
+    (tmp_path / "old" / "left over").touch()
     save_model(samples_folder / "model", tmp_path / "old")
     assert not (tmp_path / "old" / "left over").exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").touch()
     with pytest.raises(MlflowException, match="not empty"):
         save_model(samples_folder / "model", tmp_path / "notes")
-    with pytest.raises(FileNotFoundError, match=r"saved_model.pb is missing; found: mine.txt"):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: mlflow.sklearn}}"
+    )
+    with pytest.raises(MlflowException, match="not empty"):
+        save_model(samples_folder / "model", tmp_path / "theirs")
+    with pytest.raises(FileNotFoundError, match=r"0 models, expected one .*found: mine\.txt"):
         save_model(tmp_path / "notes", tmp_path / "new")
 
 

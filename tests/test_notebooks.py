@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 BATCH, MLFLOW = "imagenet-classifier-batch", "imagenet-classifier-mlflow"
 NOTEBOOKS = [BATCH, MLFLOW]
 ARTICLE = ["file", "class", "probabilities", "label"]
-CELL_SECONDS, NOTEBOOK_SECONDS = 120, 240
+CELL_SECONDS, NOTEBOOK_SECONDS = 600, 900  # on a machine that is busy with other things
 EXECUTE = f"""
 import sys
 import nbformat

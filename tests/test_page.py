@@ -1,6 +1,7 @@
 """The page of a job, through HTTP, as a browser asks for it."""
 
 import io
+import json
 import shutil
 import signal
 import time
@@ -14,8 +15,8 @@ from conftest import SCOPE, Served
 from PIL import Image
 from test_local_workspace import SCRIPT, SLOW, invoke, make_deployment, upload, wait_for
 
-from local_workspace import page, pictures, results, score
-from local_workspace.executor import Counts
+from local_workspace import page, pictures, results
+from local_workspace.predictions import Row
 
 SCORING = """
 import logging
@@ -150,8 +151,9 @@ def test_a_row_has_a_picture_of_its_file(finished: Scored) -> None:
     for row, name in enumerate(names):
         answer = picture(finished, row)
         assert answer.status_code == 200
-        if name in ("07 no picture.JPEG", "same.JPEG"):  # no image; one of two
+        if name in (why := {"07 no picture.JPEG": "is no photo", "same.JPEG": "ambiguous, 2 such files"}):
             assert answer.headers["Content-Type"] == "image/svg+xml" and "no picture" in answer.text
+            assert why[name] in answer.text
             continue
         size = Image.open(io.BytesIO(answer.content)).size
         assert size == ((160, 240) if "turned" in name else (320, 213)), name
@@ -171,7 +173,11 @@ def test_all_jobs_are_listed(served: Served, finished: Scored) -> None:
 def test_a_running_job_shows_its_progress(served: Served) -> None:
     job = scored(served, "paged-slow", SLOW, {"1.JPEG": b"1", "2.JPEG": b"2"})
     wait_for(served, job.name, "Running")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
+    output = served.state / "jobs" / job.name / "output"
+    while not output.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    write_progress(output)  # as the executor does, so both say the same
     while "0 of 2 files" not in (html := get(job.address).text) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "Running</span>" in html and '<progress value="0" max="2">' in html
@@ -181,17 +187,54 @@ def test_a_running_job_shows_its_progress(served: Served) -> None:
     assert "refresh" not in get(job.address).text
 
 
-def test_the_progress_is_what_the_executor_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(score, "PLAIN_PROGRESS", 0)
-    score.plain_progress()(Counts(files=12_345, mini_batches=10, succeeded=1234, failed=5))
+def write_progress(output: Path, **changes: Any) -> None:
+    """What `score` writes there as it goes."""
+    times = {"started": "2026-05-04T10:00:00Z", "updated": "2026-05-04T10:00:04Z", "ended": None}
+    counts = {"files": 2, "mini_batches": 1, "workers": 1, "processed_mini_batches": 0}
+    told = {**counts, "scored": 0, "failed": 0, "rows": 0, **times, **changes}
+    (output / "progress.new").write_text(json.dumps(told))
+    (output / "progress.new").replace(output / results.PROGRESS)
+
+
+def test_the_progress_is_what_the_executor_says(tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    write_progress(tmp_path / "output", files=12_345, scored=1234, failed=5, rows=1300)
+    progress = results.read_progress({"summary": None}, tmp_path)
+    assert progress == results.Progress(files=12_345, done=1239, failed=5, rows=1300, rate=308.5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": None},
+        {"files": "12"},
+        {"files": -1},
+        {"scored": True},
+        {"failed": {}},
+        {"started": None},
+        {"started": "yesterday"},
+        {"updated": 5},
+        {"updated": "2026-05-04T10:00:04"},
+    ],
+    ids=str,
+)
+def test_a_progress_that_cannot_be_understood_is_none(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (tmp_path / "output").mkdir()
+    write_progress(tmp_path / "output", **changes)
+    assert results.read_progress({"summary": None}, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "text", [None, b"", b"{", b"[]", b"5", b"null", b"\xff", b"[" * 60_000, b" " * 70_000]
+)
+def test_a_progress_that_cannot_be_read_is_none(tmp_path: Path, text: bytes | None) -> None:
+    (tmp_path / "output").mkdir()
+    if text is not None:
+        (tmp_path / "output" / results.PROGRESS).write_bytes(text)
     log = tmp_path / results.EXECUTION_LOG
     log.parent.mkdir(parents=True)
-    log.write_text(capsys.readouterr().err)
-    progress = results.read_progress({"summary": None}, tmp_path)
-    assert progress is not None and progress.rate > 0
-    assert (progress.files, progress.done, progress.failed) == (12_345, 1239, 5)
+    log.write_text("files: 2, mini-batches: 1, workers: 1\n" + "1 of 1,,, files, 1.1.1/s, , failed\n")
+    assert results.read_progress({"summary": None}, tmp_path) is None
 
 
 def test_a_failed_job_shows_why(served: Served) -> None:
@@ -251,7 +294,8 @@ def test_another_host_is_refused(finished: Scored, host: str) -> None:
 
 
 def test_localhost_is_this_host(finished: Scored) -> None:
-    assert get(finished.address.replace("127.0.0.1", "localhost")).status_code == 200
+    """By the header: the name need not be one that this machine resolves."""
+    assert get(finished.address, Host=f"localhost:{urlsplit(finished.address).port}").status_code == 200
 
 
 @pytest.mark.parametrize("row", ["11", "-1", "999999999999", "x", "..%2f..%2fstate.sqlite", "%00", "01.JPEG"])
@@ -290,8 +334,20 @@ def test_the_key_is_worth_nothing_in_another_run(tmp_path: Path, finished: Score
 # Bounds
 
 
+def job_of(output_file_name: Any, status: str = "Completed") -> dict[str, Any]:
+    """What the readers of results need of a job's record."""
+    deployment = {"settings": {"output_file_name": output_file_name}, "code_configuration": {}}
+    return {"deployment": deployment, "status": status, "summary": None}
+
+
+def write_rows(folder: Path, text: str) -> None:
+    path = folder / "output" / "score" / "p.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+
+
 def test_what_is_shown_is_bounded(tmp_path: Path) -> None:
-    job = {"deployment": {"settings": {"output_file_name": "p.csv"}}}
+    job = job_of("p.csv")
     data = tmp_path / "data"
     files = {
         "output/score/p.csv": '"a b" 1 0.5\n' * 100_000 + "cut 1",
@@ -302,7 +358,7 @@ def test_what_is_shown_is_bounded(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     rows = results.read_rows(job, tmp_path)
-    assert rows == [["a b", "1", "0.5"]] * results.MOST_ROWS
+    assert rows == [Row("a b", (1,), 0.5, "")] * results.MOST_ROWS
     assert results.read_failed(tmp_path) == [("a", "because of a")] * results.MOST_FAILED
     (log,) = results.read_logs(tmp_path)
     assert (len(log.lines), log.total) == (results.MOST_LINES, 100_000)
@@ -312,14 +368,15 @@ def test_what_is_shown_is_bounded(tmp_path: Path) -> None:
     "text", ["", "no end", "\0 \0\n", "x" * 300_000, f"{'x' * 200_000}\n", '"\n', "\n\n"]
 )
 def test_no_content_of_a_file_is_an_error(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "p.csv"
-    path.write_text(text)
-    assert results.labelled(list(results.read_csv(path, " ", 48)), []) == []
+    write_rows(tmp_path, text)
+    assert results.read_rows(job_of("p.csv"), tmp_path) == []
 
 
 @pytest.mark.parametrize("row", ["a -1 0.5", "a 1 1.5", "a 1 nan", "a b 0.5", "a 1", "a 1 0.5 x"])
-def test_only_a_class_and_a_probability_make_a_picture(row: str) -> None:
-    assert results.labelled([["a", "1", "0.5"], row.split()], []) == []
+def test_only_a_class_and_a_probability_make_a_picture(row: str, tmp_path: Path) -> None:
+    write_rows(tmp_path, f"a 1 0.5\n{row}\n")
+    assert results.read_rows(job_of("p.csv"), tmp_path) == []
+    assert results.read_cells(job_of("p.csv"), tmp_path) == [["a", "1", "0.5"], row.split()]
 
 
 def test_a_picture_of_too_many_pixels_is_not_read(tmp_path: Path) -> None:
@@ -341,4 +398,4 @@ def test_an_input_file_whose_name_is_not_utf_8_is_found(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(photo("JPEG"))
     except OSError:
         pytest.skip("this file system has UTF-8 names only")
-    assert pictures.find_pictures(tmp_path, (name,)) == {name: tmp_path / name}
+    assert pictures.find_photos(tmp_path, (name,)) == [[str(tmp_path / name)]]

@@ -14,9 +14,11 @@ from PIL import Image
 from test_executor import Run, score
 
 from local_workspace.__main__ import main
-from local_workspace.predictions import find_predictions, read_predictions
-from local_workspace.samples import LABELS, PHOTOS, read_labels
-from local_workspace.truth import find_labels, read_truth, wordnet_classes
+from local_workspace.errors import UserError
+from local_workspace.labels import Labels, find_labels
+from local_workspace.predictions import find_predictions, read_rows
+from local_workspace.samples import LABELS, PHOTOS
+from local_workspace.truth import read_truth, wordnet_classes
 
 ROOT = Path(__file__).parent.parent
 # Names say their class, as 3.jpg; what has an x before it gets the class 7.
@@ -38,10 +40,9 @@ def misses(run: Run) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_labels(folder: Path) -> list[str]:
+def write_labels(folder: Path) -> None:
     labels = ["background", *(f"thing {number}" for number in range(1, 1000)), "thing 999"]
     (folder / LABELS).write_text("\n".join(labels))
-    return labels
 
 
 # --- what is compared
@@ -132,15 +133,25 @@ def test_results_of_an_earlier_run_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_wordnet_id_is_the_class_with_its_label(samples_folder: Path) -> None:
-    classes, labels = wordnet_classes(), read_labels(samples_folder / "model")
+    labels = find_labels(samples_folder / "model")
+    classes = wordnet_classes(labels)
     assert list(classes) == sorted(classes)
     known = {"n01440764": "tench", "n02123045": "tabby", "n03773504": "missile", "n15075141": "toilet tissue"}
-    assert {name: labels[classes[name]] for name in known} == known
+    assert {name: labels.of(classes[name]) for name in known} == known
 
 
-def test_wordnet_ids_are_found_in_names(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    write_labels(tmp_path / "model")
+def test_without_background_the_classes_of_wordnet_ids_are_from_0(samples_folder: Path) -> None:
+    """As Keras's own models have them, whose labels may have underscores, more words, and capitals."""
+    texts = list(find_labels(samples_folder / "model").texts[1:])
+    texts[0], texts[-1] = "n01440764 Tench, Tinca tinca", "toilet_tissue"
+    assert wordnet_classes(Labels(tuple(texts)))["n01440764"] == 0
+    assert wordnet_classes(Labels(("background", *texts)))["n01440764"] == 1
+    for others in (texts[:-1], ["x", "y", *texts], texts[::-1], ["x", *texts[1:]], [*texts[:-1], "x"]):
+        with pytest.raises(UserError, match="expected ImageNet's 1000 from tench to toilet tissue"):
+            wordnet_classes(Labels(tuple(others)))
+
+
+def test_wordnet_ids_are_found_in_names(samples_folder: Path, tmp_path: Path) -> None:
     names = {
         "n01440764_10026.JPEG": 1,
         "n01440764_tench.JPEG": 1,
@@ -151,15 +162,26 @@ def test_wordnet_ids_are_found_in_names(tmp_path: Path) -> None:
     }
     listing = tmp_path / "listing"
     listing.write_text("".join(f'"/data/n15075141/{name}"\n' for name in names))
-    truth = read_truth("wordnet", find_labels(tmp_path / "model"), listing)
-    assert truth == {name: number for name, number in names.items() if number}
+    truth = read_truth("wordnet", find_labels(samples_folder / "model"), listing)
+    assert truth.classes == {name: number for name, number in names.items() if number}
 
 
-@pytest.mark.parametrize(("labels", "problem"), [(False, "has no ImageNetLabels.txt"), (True, "holds an id")])
-def test_wordnet_needs_the_labels_and_the_ids(labels: bool, problem: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ("", "wordnet: the model has no labels, expected ImageNet's 1000"),
+        ("others", "ImageNetLabels.txt: 1001 labels, expected ImageNet's 1000 from tench to toilet tissue"),
+        ("imagenet", "holds an id"),
+    ],
+)
+def test_wordnet_needs_the_labels_and_the_ids(
+    labels: str, problem: str, samples_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "model").mkdir()
-    if labels:
+    if labels == "others":
         write_labels(tmp_path / "model")
+    if labels == "imagenet":
+        shutil.copy(samples_folder / "model" / LABELS, tmp_path / "model")
     run = score(tmp_path, BY_NAME, ["1.jpg"], ["--truth", "wordnet"])
     assert (run.code, problem in run.stderr, "hint: " in run.stderr) == (2, True, True)
     assert not (tmp_path / "output").exists()
@@ -223,7 +245,7 @@ def test_show_marks_the_misses(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         Image.new("RGB", (240, 180), "white").save(tmp_path / "data" / name)
     table = "file,class\n1.jpg,1\nx2.jpg,2\n"
     told(tmp_path, table, [])
-    show = ["show", f"{tmp_path}/output", "--data", f"{tmp_path}/data", "--model", f"{tmp_path}/model"]
+    show = ["show", f"{tmp_path}/output", "--data", f"{tmp_path}/data"]
     capsys.readouterr()
     assert main(show) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if ".jpg" in line]
@@ -240,8 +262,7 @@ def test_show_marks_the_misses(tmp_path: Path, capsys: pytest.CaptureFixture) ->
 
 def test_show_of_misses_wants_a_truth(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     score(tmp_path, BY_NAME, ["1.jpg"])
-    write_labels(tmp_path / "model")
-    show = ["show", f"{tmp_path}/output", "--data", f"{tmp_path}/data", "--model", f"{tmp_path}/model"]
+    show = ["show", f"{tmp_path}/output", "--data", f"{tmp_path}/data"]
     assert main([*show, "--misses"]) == 2
     assert "`score --truth` writes it" in capsys.readouterr().err
 
@@ -312,10 +333,10 @@ def test_a_very_large_job_leaves_a_parquet_file_for_each_mini_batch(
     assert "top-1 1.0000: 4 of 4 rows are right" in job.stderr
     assert len(list((tmp_path / "score").iterdir())) == 4
     rows = pd.read_parquet(tmp_path / "score")  # as the README says
-    labels = read_labels(samples_folder / "model")
-    assert dict(zip(rows["file"], [labels[number] for number in rows["class"]])) == PHOTOS
-    assert list(read_predictions(find_predictions(tmp_path / "score"), labels)["file"]) == sorted(PHOTOS)
-    show = ["show", tmp_path, "--data", samples_folder / "data", "--model", samples_folder / "model"]
+    labels = find_labels(samples_folder / "model")
+    assert dict(zip(rows["file"], map(labels.of, rows["class"]))) == PHOTOS
+    assert [row.file for row in read_rows(find_predictions(tmp_path / "score"))] == sorted(PHOTOS)
+    show = ["show", tmp_path, "--data", samples_folder / "data"]
     assert main([str(part) for part in show]) == 0
     assert "espresso" in capsys.readouterr().out
 

@@ -41,6 +41,8 @@ def run(mini_batch: list[str]) -> pd.DataFrame:
 
     An image that cannot be scored is logged and left out: Azure ML counts it as a failed file.
     """
+    if not mini_batch:
+        return pd.DataFrame(columns=["file", "class", "probability"])
     encoded = [os.fsencode(path) for path in mini_batch]  # a name need not be UTF-8
     batches = tf.data.experimental.from_variant(pipeline(tf.constant(encoded, tf.string)), structure())
     scored = [(*classifier.classify(images), readable) for images, readable in batches]

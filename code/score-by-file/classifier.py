@@ -51,8 +51,8 @@ class Classifier:
 def load_classifier(folder: str, rescale: Callable, device_batch: int) -> Classifier:
     """The one model in `folder`, warmed up with `device_batch` images.
 
-    `rescale(pixels, low, high)` brings pixels of 0 to 255 into the range that the model takes. An error has
-    what was found, and the setting that decides where the model does not tell.
+    `rescale(pixels, low, high)` brings pixels of 0 to 255 into the range that the model takes. An error says
+    what was found, and which setting decides where the model does not tell.
     """
     if MIXED_PRECISION not in ("0", "1"):
         raise ValueError(f"{MIXED_PRECISION=}, expected 0 or 1")
@@ -64,7 +64,7 @@ def load_classifier(folder: str, rescale: Callable, device_batch: int) -> Classi
         tf.config.optimizer.set_experimental_options({rewrite: True})
     path = find_model(Path(folder))
     try:
-        return ask(path, *load_model(path), rescale, device_batch)
+        return ask(Path(folder), *load_model(path), rescale, device_batch)
     except Exception as error:
         names = ", ".join(sorted(p.name for p in path.glob("*"))) or f"{path.stat().st_size:,} bytes"
         raise ValueError(f"{path}: not a model to classify images with: {error}; found: {names}") from error
@@ -120,14 +120,13 @@ def named_outputs(model: Callable, images: tf.Tensor) -> dict[str, tf.Tensor]:
     outputs = model(images, training=False)
     if isinstance(outputs, dict):
         return outputs
-    return dict(zip(model.output_names, tf.nest.flatten(outputs), strict=True))
+    outputs = tf.nest.flatten(outputs)
+    return dict(zip(model.output_names if len(outputs) > 1 else ["scores"], outputs, strict=True))
 
 
-def ask(
-    path: Path, loaded: object, call: Callable, spec: tf.TensorSpec, rescale: Callable, device_batch: int
-):
-    """The Classifier of what load_model() has loaded from `path`."""
-    number = None if device_batch > 1 else 1
+def ask(folder: Path, loaded: object, call: Callable, spec: tf.TensorSpec, rescale: Callable, batch: int):
+    """The Classifier of what load_model() has loaded from `folder`."""
+    number = None if batch > 1 else 1
     images = signature.ask_images(spec, number)
     model = concrete(lambda images: signature.choose_scores(call(images)), images.spec(number))
     graph = signature.inlined(model)
@@ -138,28 +137,30 @@ def ask(
         return model(tf.transpose(pixels, (0, 3, 1, 2)) if images.channels_first else pixels)
 
     score = trace(prepared, tf.TensorSpec((number, *images.shape), tf.uint8))
-    scores = score(tf.zeros((device_batch, *images.shape), tf.uint8)).numpy()
-    if scores.ndim != 2 or len(scores) != device_batch or not scores.size or scores.dtype == object:
-        found = f"{model.outputs[0].dtype.name} {scores.shape} for {device_batch} images"
-        raise ValueError(f"the model returns {found}, expected (images, classes) of numbers")
+    scores = score(tf.zeros((batch, *images.shape), tf.uint8)).numpy()
+    if scores.ndim != 2 or len(scores) != batch or not scores.size or scores.dtype == object:
+        found = f"{model.outputs[0].dtype.name} {scores.shape}, expected (images, classes) of numbers"
+        raise ValueError(f"the model returns {found} for {batch} images")
     noise = np.random.default_rng(0).integers(0, 256, (TEST_IMAGES, 1, *images.shape), np.uint8)
     kind = signature.ask_kind(model, graph, lambda: np.vstack([score(tf.constant(one)) for one in noise]))
     columns, shape = scores.shape[1], " x ".join(map(str, images.shape))
     takes = f"takes {images.dtype.name} {shape} in [{low}, {high}] ({why})"
-    logger.info("%s: %s; gives %s %s", path, takes, f"{columns:,}", kind)
-    return Classifier(images, score, kind, *fit_labels(path, max(columns, 2)), loaded)
+    logger.info("%s: %s; gives %s %s", folder, takes, f"{columns:,}", kind)
+    return Classifier(images, score, kind, *fit_labels(folder, max(columns, 2)), loaded)
 
 
-def fit_labels(path: Path, classes: int) -> tuple[list[str] | None, int, int]:
-    """The labels in or beside the model at `path`, the first column that has one, and that column's class.
+def fit_labels(folder: Path, classes: int) -> tuple[list[str] | None, int, int]:
+    """The labels in the model's `folder`, the first column that has one, and the class of that column.
 
     Class n has the label in line n + 1, so ImageNet's background shifts the classes where only one of the two
     has it. Any other number of labels than that of classes is refused.
     """
-    files = [folder / name for folder in (path, path.parent) for name in LABELS if (folder / name).is_file()]
+    files = sorted((file for name in LABELS for file in folder.rglob(name)), key=lambda file: len(file.parts))
     if not files:
         return None, 0, 0
-    labels = files[0].read_text("utf-8-sig", errors="replace").rstrip().splitlines()
+    if len(files) > 1 and len(files[0].parts) == len(files[1].parts):
+        raise ValueError(f"two files of labels, expected one: {files[0]}, {files[1]}")
+    labels = files[0].read_text("utf-8-sig", errors="replace").rstrip().split("\n")
     background = labels[:1] == ["background"]
     if len(labels) == classes:
         return labels, 0, 0
@@ -169,9 +170,7 @@ def fit_labels(path: Path, classes: int) -> tuple[list[str] | None, int, int]:
     if (classes, len(labels)) == (1001, 1000) and not background:
         logger.info("%s lacks the background, which the model begins with: it is left out", files[0])
         return labels, 1, 0
-    raise ValueError(
-        f"{files[0].name} has {len(labels):,} lines, expected one for each of {classes:,} classes"
-    )
+    raise ValueError(f"{files[0].name} has {len(labels):,} lines, expected one for each of {classes} classes")
 
 
 def trace(model: Callable, pixels: tf.TensorSpec) -> Callable:

@@ -37,16 +37,17 @@ large_images = Lock()
 
 
 @contextmanager
-def open_photo(path: str, mode: str = "RGB", least: int | None = None) -> Iterator[Image.Image]:
-    """The image at `path`, upright, in `mode`: L, RGB or RGBA. What is transparent becomes white but in RGBA.
+def open_photo(path: str | int, mode: str = "RGB", least: int | None = None) -> Iterator[Image.Image]:
+    """The image at `path`, or in a file descriptor, upright, in `mode`: L or RGB on white, or RGBA.
 
     A large JPEG is decoded at 1/2, 1/4 or 1/8, but not below `least` pixels a side. Large images take turns
     until the caller has made them small. Raises an exception for what is no image, or costs too much.
     """
-    size = os.path.getsize(path)
-    if size > MAX_BYTES:
-        raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
-    with Image.open(path, formats=FORMATS) as image:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
+        image = Image.open(file, formats=FORMATS)
         refuse_bomb(image, size)
         with large_images if image.width * image.height > LARGE_PIXELS else nullcontext():
             if least:

@@ -73,8 +73,8 @@ def ask_images(spec: tf.TensorSpec, number: int | None) -> Images:
             sides = (int(side or IMAGE_SIZE) for side in sides)
             return Images((*sides, channels or 3), first, spec.dtype)
     raise ValueError(
-        f"it takes {spec.dtype.name} {spec.shape}, expected one tensor of numbers up to 255, "
-        f"({number or 'images'}, height, width, 1 or 3 channels)"
+        f"it takes {spec.dtype.name} {spec.shape}, expected one tensor of numbers up to 255: "
+        f"{number or 'images'} x height x width x 1 or 3 channels"
     )
 
 

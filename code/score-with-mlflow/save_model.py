@@ -1,8 +1,8 @@
-"""Saves the ImageNet model as an MLflow model, with its signature and what it needs to run.
+"""Saves an image classifier as an MLflow model, with its signature and what it needs to run.
 
     python code/score-with-mlflow/save_model.py model mlflow-model
 
-makes the folder mlflow-model/ of the SavedModel and the labels in model/.
+makes the folder mlflow-model/ of the model and the labels in model/.
 """
 
 import shutil
@@ -14,11 +14,18 @@ import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
+sys.path.append(str(Path(__file__).parents[1] / "score-by-file"))
+import classifier  # what the scoring scripts share, the model has too
+import photo
+import signature
+
 LOADER = Path(__file__).with_name("imagenet_classifier.py")
 # The versions of environment/conda.yml, and the MLflow that saves the model.
 REQUIREMENTS = [
     f"mlflow-skinny=={mlflow.__version__}",
     "tensorflow[and-cuda]==2.21.0",
+    "tf-keras==2.21.0",
+    "pillow==12.3.0",
     "numpy==2.2.6",
     "pandas==2.3.3",
     "setuptools<81",  # later versions lack pkg_resources, which the batch driver of Azure imports
@@ -31,22 +38,20 @@ SIGNATURE = ModelSignature(
 
 
 def save_model(model: Path | str, target: Path | str) -> Path:
-    """Saves the SavedModel and ImageNetLabels.txt in the folder `model` as the MLflow model `target`.
+    """Saves the image classifier in the folder `model`, with its labels, as the MLflow model `target`.
 
-    An MLflow model that is there already is replaced. Raises FileNotFoundError for a folder that lacks
-    one of the two files, and MlflowException for a `target` that holds something else.
+    One that was saved here before is replaced. Raises FileNotFoundError for a folder without one model, and
+    MlflowException for a `target` that holds something else.
     """
     model, target = Path(model), Path(target)
-    for name in ("saved_model.pb", "ImageNetLabels.txt"):
-        if not (model / name).is_file():
-            found = ", ".join(sorted(path.name for path in model.glob("*"))) or "nothing"
-            raise FileNotFoundError(f"{model / name} is missing; found: {found}")
-    if (target / "MLmodel").is_file():
+    classifier.find_model(model)
+    description = target / "MLmodel"
+    if description.is_file() and f"loader_module: {LOADER.stem}" in description.read_text("utf-8"):
         shutil.rmtree(target)
     mlflow.pyfunc.save_model(
         target,
         loader_module=LOADER.stem,
-        code_paths=[str(LOADER)],
+        code_paths=[str(LOADER), classifier.__file__, signature.__file__, photo.__file__],
         data_path=str(model),
         signature=SIGNATURE,
         input_example=np.zeros((1, 2, 2, 3), np.uint8),

@@ -20,21 +20,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing of a local 
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
+from driver_photo import open_photo  # beside this script
 from mlflow.exceptions import MlflowException
 from mlflow.types import DataType, TensorSpec
-from PIL import Image, ImageOps
 
 IMAGES = ("png", "jpg", "jpeg", "tiff", "bmp", "gif")
 TABLES = ("csv", "parquet", "pqt")
 MODES = {1: "L", 3: "RGB", 4: "RGBA", -1: "RGB"}  # of Pillow, by the channels that a signature asks for
 NO_SIGNATURE = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start a program (EPS)
-MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
-MAX_BYTES = 2**29  # of a file
-MAX_SCANNED = 20_000_000_000  # pixels x scans of a JPEG, whose scans can be many and almost empty
-SCAN_BYTES = 10  # a scan has more
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in read_image()
 logger = logging.getLogger(__name__)
 
 
@@ -86,7 +79,8 @@ def predict_image(path: str) -> list[tuple]:
     """The prediction for the image at `path`; nothing, and a line in the log, if it cannot be read."""
     spec = image_spec(path)
     try:
-        image = read_image(path, MODES[spec.shape[-1] if len(spec.shape) > 2 else 1])
+        with open_photo(path, MODES[spec.shape[-1] if len(spec.shape) > 2 else 1]) as photo:
+            image = np.asarray(photo)  # (height, width) or (height, width, channels)
     except Exception as error:  # whatever is wrong with one image must not cost the others
         logger.warning("%s: left out: %s", path, error or type(error).__name__)
         return []
@@ -120,40 +114,6 @@ def fit(image: np.ndarray, spec: TensorSpec, path: str) -> np.ndarray:
             "model's signature: sizes that vary are -1 in it, and the model resizes them itself"
         )
     return image.reshape(shape).astype(spec.type)
-
-
-def read_image(path: str, mode: str) -> np.ndarray:
-    """The image at `path`, upright, as uint8 (height, width) or (height, width, channels) of `mode`."""
-    size = os.path.getsize(path)
-    if size > MAX_BYTES:
-        raise ValueError(f"{size:,} bytes, at most {MAX_BYTES:,} are read")
-    with Image.open(path, formats=FORMATS) as image:
-        refuse_bomb(image, size)
-        ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(convert(image, mode))
-
-
-def refuse_bomb(image: Image.Image, size: int) -> None:
-    """Raises ValueError if the image, in a file of `size` bytes, would take too much memory or time."""
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read")
-    if image.format in ("JPEG", "MPO") and pixels * size > MAX_SCANNED * SCAN_BYTES:
-        image.fp.seek(0)
-        scans = image.fp.read().count(b"\xff\xda")
-        if pixels * scans > MAX_SCANNED:
-            raise ValueError(f"{scans:,} scans of {pixels:,} pixels, at most {MAX_SCANNED:,} in all are read")
-
-
-def convert(image: Image.Image, mode: str) -> Image.Image:
-    """`image` with channels of 8 bits; what is transparent becomes white, unless `mode` has an alpha."""
-    if image.mode.startswith("I;16"):  # convert() would clip 16 bits to white instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no agreed range")
-    if image.has_transparency_data and mode != "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert(mode)
 
 
 def predict_table(path: str, kind: str) -> list[tuple]:
