@@ -188,18 +188,32 @@ find_predictions() {
     printf '%s\n' "$found"
 }
 
+# The labels of the model in model/, which is the one that this run has registered.
+find_labels() {
+    local folder file
+    for folder in model/*/ model/; do
+        for file in "${folder}ImageNetLabels.txt" "${folder}labels.txt"; do
+            if [ -f "$file" ] && { [ -f "${folder}saved_model.pb" ] || [ "$folder" = model/ ]; }; then
+                printf '%s\n' "$file"
+                return
+            fi
+        done
+    done
+}
+
 # Rows are `file class probability`, separated by spaces; a file name with spaces is in double quotes. The
-# label of class n is line n + 1 of the labels in model/, which is the model that this run has registered.
+# label of class n is line n + 1.
 show_table() {
-    local labels="model/ImageNetLabels.txt"
-    [ -f "$labels" ] || labels="model/labels.txt"
+    local labels
+    labels="$(find_labels)"
     LC_ALL=C sort "$1" | LC_ALL=C awk -v labels="$labels" -v limit="$ROWS_SHOWN" '
         function cut(text, width) {
             return length(text) > width ? substr(text, 1, width - 3) "..." : text
         }
         BEGIN {
-            while ((getline line < labels) > 0) {
+            while (labels && (getline line < labels) > 0) {
                 sub(/\r$/, "", line)
+                if (!classes) sub(/^\357\273\277/, "", line)  # of Windows
                 label[classes++] = line
             }
         }
