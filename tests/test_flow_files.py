@@ -6,6 +6,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import pytest
 from flow_script import (  # noqa: F401  # make_...: fixtures
     ROOT,
     SCRIPTS,
