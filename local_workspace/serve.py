@@ -16,6 +16,7 @@ from pathlib import Path
 
 from local_workspace import environment
 from local_workspace.errors import UserError
+from local_workspace.samples import RECORDS
 from local_workspace.store import is_state_folder
 
 PREFIX = "local-workspace-"  # of the folder of a run
@@ -72,7 +73,7 @@ def state_folder(arguments: argparse.Namespace) -> Path:
             f"{folder} cannot be a state folder: {error.strerror}", "name one: --state DIR"
         ) from None
     try:
-        foreign = {path.name for path in folder.iterdir()} - {"samples", ".gitignore"}
+        foreign = {path.name for path in folder.iterdir()} - {"samples", ".gitignore", *RECORDS}
         if foreign and not is_state_folder(folder):
             raise UserError(
                 f"{folder} is not empty and no state folder", "name a new folder with --state DIR"
