@@ -1,9 +1,10 @@
 """Any image classifier of Keras or TensorFlow: found, loaded, asked what it takes and gives, and traced.
 
-The folder of each scoring script is a code asset of its own: this file stands in both, the same.
+Both scoring scripts have this same file.
 """
 
 import gc
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 MIXED_PRECISION = os.environ.get("MIXED_PRECISION", "0")
 LABELS = ("ImageNetLabels.txt", "labels.txt")  # a label a line, the first is that of class 0
-TEST_IMAGES = 16  # of noise: their scores tell what the graph does not
+TEST_IMAGES = 8  # at least: their scores tell what the graph does not
 # Bytes of weights that become constants. One image at a time in float32 would gain 5 % and take memory.
 MAX_CONSTANTS = {("0", 1): 0, ("0", None): 2**25, ("1", 1): 2**29, ("1", None): 2**29}
 logger = logging.getLogger(__name__)
@@ -49,11 +50,7 @@ class Classifier:
 
 
 def load_classifier(folder: str, rescale: Callable, device_batch: int) -> Classifier:
-    """The one model in `folder`, warmed up with `device_batch` images.
-
-    `rescale(pixels, low, high)` brings pixels of 0 to 255 into the range that the model takes. An error says
-    what was found, and which setting decides where the model does not tell.
-    """
+    """The one model in `folder`; `rescale(pixels, low, high)` brings pixels of 0 to 255 into its range."""
     if MIXED_PRECISION not in ("0", "1"):
         raise ValueError(f"{MIXED_PRECISION=}, expected 0 or 1")
     gpus = tf.config.list_physical_devices("GPU")
@@ -64,16 +61,20 @@ def load_classifier(folder: str, rescale: Callable, device_batch: int) -> Classi
         tf.config.optimizer.set_experimental_options({rewrite: True})
     path = find_model(Path(folder))
     try:
-        return ask(Path(folder), *load_model(path), rescale, device_batch)
+        loaded = load_model(path)
     except Exception as error:
         names = ", ".join(sorted(p.name for p in path.glob("*"))) or f"{path.stat().st_size:,} bytes"
         raise ValueError(f"{path}: not a model to classify images with: {error}; found: {names}") from error
+    try:
+        return ask(Path(folder), *loaded, rescale, device_batch)
+    except Exception as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def find_model(folder: Path) -> Path:
     """The one model in `folder` or one level below: a SavedModel's folder, a .keras or an .h5 file."""
     found = [p for p in sorted([folder, *folder.glob("*"), *folder.glob("*/*")]) if p.name[:1] != "."]
-    models = [p for p in found if p.is_file() and p.suffix in (".keras", ".h5")]
+    models = [p for p in found if p.is_file() and re.search(r"(?<!\.weights)\.(keras|h5)$", p.name)]
     models += [p for p in found if (p / "saved_model.pb").is_file()]
     if len(models) != 1:
         names = ", ".join(str(p.relative_to(folder)) for p in models or found[1:]) or "nothing"
@@ -107,8 +108,8 @@ def load_keras_model(path: Path) -> Callable:
     except Exception as error:
         import tf_keras  # Keras 3 does not read every file that Keras 2 wrote
 
-        config = str(h5py.File(path).attrs.get("model_config")) if path.suffix == ".h5" else ""
-        if re.search('"_*lambda_*"', config, re.IGNORECASE):
+        config = h5py.File(path).attrs.get("model_config", "null") if path.suffix == ".h5" else "null"
+        if re.search('"_*lambda_*"', json.dumps(json.loads(config)), re.IGNORECASE):
             raise  # Keras 2 would run the code in such a file
         try:
             return tf_keras.models.load_model(path, compile=False)
@@ -137,31 +138,31 @@ def ask(folder: Path, loaded: object, call: Callable, spec: tf.TensorSpec, resca
         return model(tf.transpose(pixels, (0, 3, 1, 2)) if images.channels_first else pixels)
 
     score = trace(prepared, tf.TensorSpec((number, *images.shape), tf.uint8))
-    scores = score(tf.zeros((batch, *images.shape), tf.uint8)).numpy()
-    if scores.ndim != 2 or len(scores) != batch or not scores.size or scores.dtype == object:
-        found = f"{model.outputs[0].dtype.name} {scores.shape}, expected (images, classes) of numbers"
+    random, shape = np.random.default_rng(0), (-(-TEST_IMAGES // batch), batch, *images.shape)
+    noise = random.integers(0, random.integers(1, 257, (*shape[:2], 1, 1, shape[4])), shape, np.uint8)
+    scores = [score(tf.constant(pixels)).numpy() for pixels in noise]
+    one = scores[0]
+    if one.ndim != 2 or len(one) != batch or not one.size or one.dtype.kind not in "fiuV":  # V: bfloat16
+        found = f"{model.outputs[0].dtype.name} {one.shape}, expected (images, classes) of numbers"
         raise ValueError(f"the model returns {found} for {batch} images")
-    noise = np.random.default_rng(0).integers(0, 256, (TEST_IMAGES, 1, *images.shape), np.uint8)
-    kind = signature.ask_kind(model, graph, lambda: np.vstack([score(tf.constant(one)) for one in noise]))
-    columns, shape = scores.shape[1], " x ".join(map(str, images.shape))
-    takes = f"takes {images.dtype.name} {shape} in [{low}, {high}] ({why})"
+    kind = signature.ask_kind(model, graph, np.vstack(scores))
+    columns, size = one.shape[1], " x ".join(map(str, images.shape))
+    takes = f"takes {images.dtype.name} {size} in [{low}, {high}] ({why})"
     logger.info("%s: %s; gives %s %s", folder, takes, f"{columns:,}", kind)
     return Classifier(images, score, kind, *fit_labels(folder, max(columns, 2)), loaded)
 
 
 def fit_labels(folder: Path, classes: int) -> tuple[list[str] | None, int, int]:
-    """The labels in the model's `folder`, the first column that has one, and the class of that column.
-
-    Class n has the label in line n + 1, so ImageNet's background shifts the classes where only one of the two
-    has it. Any other number of labels than that of classes is refused.
-    """
+    """The labels in the model's `folder`, the first column that has one, and the class of that column."""
     files = sorted((file for name in LABELS for file in folder.rglob(name)), key=lambda file: len(file.parts))
     if not files:
         return None, 0, 0
     if len(files) > 1 and len(files[0].parts) == len(files[1].parts):
         raise ValueError(f"two files of labels, expected one: {files[0]}, {files[1]}")
     labels = files[0].read_text("utf-8-sig", errors="replace").rstrip().split("\n")
-    background = labels[:1] == ["background"]
+    if "" in labels or "\ufffd" in "".join(labels):
+        raise ValueError(f"{files[0]}: expected a label a line, in UTF-8, and no blank line")
+    background = labels[:1] == ["background"]  # of ImageNet; class n has the label in line n + 1
     if len(labels) == classes:
         return labels, 0, 0
     if len(labels) == classes + 1 and background:
@@ -170,14 +171,13 @@ def fit_labels(folder: Path, classes: int) -> tuple[list[str] | None, int, int]:
     if (classes, len(labels)) == (1001, 1000) and not background:
         logger.info("%s lacks the background, which the model begins with: it is left out", files[0])
         return labels, 1, 0
-    raise ValueError(f"{files[0].name} has {len(labels):,} lines, expected one for each of {classes} classes")
+    raise ValueError(f"{files[0]} has {len(labels):,} lines, expected one for each of {classes:,} classes")
 
 
 def trace(model: Callable, pixels: tf.TensorSpec) -> Callable:
-    """`model` traced once, for all `pixels`: model.predict() would set up a pipeline at every call.
+    """`model` traced once, for all `pixels`; on a CPU its weights become constants, unless they are large.
 
-    On a CPU its weights become constants, unless they are large: what oneDNN makes of them for its kernels is
-    then kept from call to call. It takes memory: 16 to 18 times their size, as measured.
+    What oneDNN makes of them is then kept from call to call: 16 to 18 times their size, as measured.
     """
     traced = concrete(model, pixels)
     weights = sum((v.shape.num_elements() or 0) * v.dtype.size for v in traced.variables)
