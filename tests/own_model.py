@@ -1,4 +1,4 @@
-"""What a user brings: a model of five classes as the tutorials of Keras end in, its labels, photos and their truth.
+"""What a user brings: a model of five classes as Keras tutorials end in, its labels, photos and their truth.
 
 The model rescales by itself and looks at the mean colour only, so that it is known what is right.
 """
