@@ -4,12 +4,13 @@ The folder of each scoring script is a code asset of its own: this file stands i
 """
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from threading import Lock
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start a program (EPS)
 MAX_PIXELS = 150_000_000  # of an image; a larger one is refused as a decompression bomb
@@ -30,8 +31,16 @@ UPRIGHT = {  # by the orientation of EXIF and XMP; 1 is upright
     8: Image.Transpose.ROTATE_90,
 }
 GRAY_LEVELS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies a gray PNG of few bits by
-BITS, COMPRESSION, PHOTOMETRIC, STRIPS, ORIENTATION, TILES = 258, 259, 262, 273, 274, 324  # tags
+WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # by the type of an EXIF tag
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259, 262, 274  # tags of a TIFF
+ROWS, TILE_WIDTH, TILE_ROWS = 278, 322, 323
 
+TiffImagePlugin.OPEN_INFO |= {  # gray TIFFs that Pillow decodes, but does not know
+    (b"II", 0, (1,), 1, (12,), ()): ("I;16", "I;12"),
+    (b"MM", 0, (1,), 1, (12,), ()): ("I;16", "I;12"),
+    (b"MM", 1, (1,), 1, (12,), ()): ("I;16", "I;12"),
+    (b"MM", 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+}
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own two limits give way to the one in refuse_bomb()
 large_images = Lock()
 
@@ -56,7 +65,7 @@ def open_photo(path: str | int, mode: str = "RGB", least: int | None = None) -> 
             image.load()
             turn = UPRIGHT.get(orientation(image))
             photo = convert(in_8_bits(image), mode)
-            yield photo.transpose(turn) if turn else photo
+            yield photo if turn is None else photo.transpose(turn)  # 0 is one of them
 
 
 def crop_centre(photo: Image.Image, width: int, height: int) -> Image.Image:
@@ -79,8 +88,11 @@ def refuse_bomb(image: Image.Image, size: int) -> None:
     if pixels * (size // SCAN_BYTES) + bytes_work <= MAX_WORK:
         return
     image.fp.seek(0)
-    strips = len(tags.get(STRIPS) or tags.get(TILES) or [0])
-    scans = -(-image.fp.read().count(b"\xff\xda") // strips)  # of each strip
+    scans = image.fp.read().count(b"\xff\xda")
+    if tags:  # a strip or tile of a TIFF is a JPEG of its own
+        pixels = tags.get(TILE_WIDTH, tags[WIDTH]) * tags.get(
+            TILE_ROWS, min(tags.get(ROWS, pixels), tags[HEIGHT])
+        )
     if pixels * scans + bytes_work > MAX_WORK:
         raise ValueError(f"{scans:,} scans of {pixels:,} pixels in {size:,} bytes take too long to decode")
 
@@ -97,10 +109,27 @@ def scale_transparent_value(image: Image.Image) -> None:
 
 def orientation(image: Image.Image) -> int:
     """1 (upright) to 8, as EXIF or XMP has it, of whatever type; Pillow has turned a TIFF by itself."""
-    with suppress(Exception):  # a damaged EXIF turns nothing: viewers show such a photo, too
+    with suppress(Exception):  # no EXIF, or none of whole numbers
+        return orientation_in(image.info["exif"].removeprefix(b"Exif\0\0"))
+    with suppress(Exception):
         found = image.getexif().get(ORIENTATION, 1)
-        return int(found[0] if isinstance(found, tuple) else found)
-    return 1
+        return int(found[0] if isinstance(found, bytes | tuple) else found)
+    return 1  # damaged: viewers show such a photo, too
+
+
+def orientation_in(exif: bytes) -> int:
+    """That in a block of EXIF, whatever else is damaged in it: Pillow stops at the first damaged tag."""
+    order = {b"II": "<", b"MM": ">"}[exif[:2]]
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    (tags,) = struct.unpack_from(order + "H", exif, start)
+    for entry in range(start + 2, start + 2 + 12 * tags, 12):
+        tag, type_, count = struct.unpack_from(order + "HHI", exif, entry)
+        if tag == ORIENTATION:
+            number = order + WHOLE_NUMBERS[type_]
+            near = struct.calcsize(number) * count <= 4  # else their place is there
+            place = entry + 8 if near else struct.unpack_from(order + "I", exif, entry + 8)[0]
+            return struct.unpack_from(number, exif, place)[0]
+    raise KeyError(ORIENTATION)
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
