@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -163,7 +164,7 @@ def read_tries(texts: list[str]) -> dict[str, list[str]]:
 def default_tries(deployment: Deployment) -> dict[str, list[str]]:
     beside = (deployment.code / deployment.scoring_script).parent.glob("*.py")  # the script and its modules
     text = "".join(path.read_text("utf-8", "replace") for path in beside)
-    mentioned = {name: values for name, values in VARIABLES.items() if name in text}
+    mentioned = {name: values for name, values in VARIABLES.items() if re.search(f"['\"]{name}['\"]", text)}
     tries = {f"settings.environment_variables.{name}": values for name, values in mentioned.items()}
     return tries | dict([WORKERS])
 

@@ -274,6 +274,7 @@ def test_show_of_misses_wants_a_truth(tmp_path: Path, capsys: pytest.CaptureFixt
 FAILS_ONCE = """
 import importlib.util
 
+sys.path.insert(0, {path!r}.rpartition("/")[0])
 spec = importlib.util.spec_from_file_location("sample", {path!r})
 sample = importlib.util.module_from_spec(spec)
 sys.modules["sample"] = sample

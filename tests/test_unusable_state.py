@@ -16,7 +16,7 @@ from local_workspace.store import Store
 # What `serve`, and `run` through it, do with a state folder; and `state`. Root may do everything, so it is
 # another user who tries, in a process that has read the code before.
 AS_ANOTHER = """
-import argparse, os, sys
+import argparse, atexit, os, sys
 from pathlib import Path
 from local_workspace import __main__ as command_line, dispatch, serve, state
 from local_workspace.errors import UserError
@@ -24,6 +24,7 @@ from local_workspace.store import Store
 from local_workspace.workspace import Workspace
 
 verb, folder = sys.argv[1], Path(sys.argv[2])
+atexit._clear()  # coverage would write what it measured to a folder of root's
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 if verb != "serve":
