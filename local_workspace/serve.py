@@ -19,7 +19,8 @@ from local_workspace.errors import UserError
 from local_workspace.samples import RECORDS
 from local_workspace.store import is_state_folder
 
-PREFIX = "local-workspace-"  # of the folder of a run
+# Of the folder of a run. Earlier versions had another prefix and no lock: theirs are left alone.
+PREFIX = "local-workspace-run-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
