@@ -34,8 +34,10 @@ lint: .venv/installed-test
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml local_workspace code
 	git ls-files -z '*.sh' .ci/run local_workspace/bin/az | xargs -0 $(BIN)/shellcheck
 
+# Model, photos and results too, but for what was not made here (local_workspace/clean.py).
 clean:
-	rm -rf .venv .local_workspace outputs .pytest_cache .ruff_cache .hypothesis .coverage
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m local_workspace.clean; else "$(PYTHON)" -m local_workspace.clean; fi
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage
 
 .venv/python:
 	@found=$$("$(PYTHON)" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null); \

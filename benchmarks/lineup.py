@@ -128,7 +128,7 @@ def before_contenders(
         ("by-file", 10, BY_FILE, BY_FILE_IMAGES, 1),
         *(("by-batch", size, BY_BATCH, BY_BATCH_IMAGES, 2) for size in COMPARED_SIZES),
     ):
-        data, _ = inputs.images(images[model])
+        data, _ = inputs.images(max(images[model], 6 * size))  # several mini-batches for each worker
         for whose, root in (("", ROOT), (", before", before)):
             name = f"{kind} at {size}{whose}"
             changes = [

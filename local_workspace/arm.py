@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from starlette.responses import JSONResponse, Response
 
-from local_workspace import tokens
+from local_workspace import bodies, tokens
 from local_workspace.errors import ServiceError
 from local_workspace.jobs import now
 from local_workspace.workspace import (
@@ -203,11 +203,10 @@ def _compute(call: Call, stored: Body) -> Body:
 def put_compute(call: Call) -> Response:
     name = call.names["name"]
     check_name(name, COMPUTE_NAME, "compute")
-    properties = call.body.get("properties") or {}
-    if properties.get("computeType") != "AmlCompute":
-        raise bad_request(
-            f"computeType {properties.get('computeType')!r}: only AmlCompute, a cluster, is here."
-        )
+    bodies.check(call.body, bodies.Compute)
+    properties = call.body["properties"]
+    if properties["computeType"] != "AmlCompute":
+        raise bad_request(f"computeType {properties['computeType']!r}: only AmlCompute, a cluster, is here.")
     existing = call.store.get("computes", name)
     stored = {
         "computeName": name,

@@ -9,15 +9,20 @@ import uuid
 
 from starlette.responses import JSONResponse, Response
 
+from local_workspace import bodies
 from local_workspace.arm import Body, check_name, page, resource, system_data
 from local_workspace.errors import ServiceError
-from local_workspace.workspace import ACCOUNT, BLOB_HOST, Call, bad_request, not_found, whole_number
+from local_workspace.workspace import ACCOUNT, BLOB_HOST, Call, not_found, whole_number
 
 # What may change in a version that exists; everything else makes the answer 409.
 MUTABLE = ("description", "tags", "properties", "isArchived", "isAnonymous", "stage")
 
-# What the rest of the workspace reads of a version, all of it text: without it the version is refused.
-READ = {"models": ["modelUri"], "codes": ["codeUri"], "data": ["dataUri", "dataType"], "environments": []}
+BODIES = {
+    "models": bodies.ModelVersion,
+    "codes": bodies.CodeVersion,
+    "data": bodies.DataVersion,
+    "environments": bodies.EnvironmentVersion,
+}
 
 # https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
 ASSET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -88,11 +93,11 @@ def put_asset_version(call: Call) -> Response:
     kind, name, version = (call.names[key] for key in ("kind", "name", "version"))
     check_name(name, ASSET_NAME, kind)
     check_name(version, ASSET_NAME, "version")
+    bodies.check(call.body, BODIES[kind.lower()])
     existing = call.store.get(kind.lower(), f"{name}/{version}")
     properties = _without_nulls(call.body.get("properties") or {}) | (
         {"flavors": {}} if kind == "models" else {}
     )
-    _check_properties(kind.lower(), properties)
     if existing is not None and _content(existing["properties"]) != _content(properties):
         message = f"{kind} {name}:{version} exists already with other content, which cannot be changed."
         raise ServiceError(409, "UserError", message + " Use another version.")
@@ -101,14 +106,6 @@ def put_asset_version(call: Call) -> Response:
     stored = {"assetName": name, "assetVersion": version, "properties": properties, "systemData": system}
     call.store.put(kind.lower(), f"{name}/{version}", stored)
     return JSONResponse(_shown(call, stored), 200 if existing else 201)
-
-
-def _check_properties(kind: str, properties: Body) -> None:
-    missing = [name for name in READ[kind] if not isinstance(properties.get(name), str)]
-    if missing:
-        raise bad_request(f"properties.{missing[0]} of {kind} has to be a text.")
-    if not isinstance(properties.get("properties", {}), dict):
-        raise bad_request("properties.properties has to be an object.")
 
 
 def _content(properties: Body) -> Body:

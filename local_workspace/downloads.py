@@ -39,8 +39,6 @@ def _hand_out(samples: Path, name: str, folder: str) -> FileResponse:
 
 
 def _make(path: Path, folder: Path) -> None:
-    if path.is_file():
-        return
     from local_workspace.samples import prepare  # only for a download
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +46,8 @@ def _make(path: Path, folder: Path) -> None:
         prepare(path.parent)
     except UserError as error:
         raise ServiceError(500, "InternalServerError", f"{path.name}: {error.message}") from None
+    if path.is_file() and path.stat().st_mtime_ns >= folder.stat().st_mtime_ns:
+        return
     unfinished = path.with_suffix(".part")
     start = folder.parent if folder.name == "model" else folder
     with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

@@ -4,9 +4,10 @@ import re
 
 from starlette.responses import Response
 
+from local_workspace import bodies
 from local_workspace.arm import ENDPOINT_NAME, Body, begin, check_name, page, resource, system_data
 from local_workspace.errors import ServiceError
-from local_workspace.workspace import API_HOST, LOCATION, Call, bad_request, last_name, not_found
+from local_workspace.workspace import API_HOST, LOCATION, Call, last_name, not_found
 
 # https://learn.microsoft.com/azure/machine-learning/reference-yaml-deployment-batch
 DEFAULTS: Body = {
@@ -51,6 +52,7 @@ def list_endpoints(call: Call) -> Body:
 def put_endpoint(call: Call) -> Response:
     name = call.names["endpoint"]
     check_name(name, ENDPOINT_NAME, "endpoint")
+    bodies.check(call.body, bodies.Endpoint)
     sent = call.body.get("properties") or {}
     default = (sent.get("defaults") or {}).get("deploymentName")
     if default and call.store.get("deployments", f"{name}/{default}") is None:
@@ -116,9 +118,10 @@ def list_deployments(call: Call) -> Body:
 def put_deployment(call: Call) -> Response:
     endpoint, name = stored_endpoint(call)["endpointName"], call.names["deployment"]
     check_name(name, ENDPOINT_NAME, "deployment")
-    sent = {key: value for key, value in (call.body.get("properties") or {}).items() if value is not None}
+    bodies.check(call.body, bodies.Deployment)
+    sent = without_nulls(call.body.get("properties") or {})
     properties = DEFAULTS | {"description": "", "properties": {}, "environmentVariables": {}} | sent
-    properties["retrySettings"] = DEFAULTS["retrySettings"] | properties["retrySettings"]
+    properties["retrySettings"] = DEFAULTS["retrySettings"] | without_nulls(properties["retrySettings"])
     _check_deployment(call, properties)
     existing = call.store.get("deployments", f"{endpoint}/{name}")
     stored = {
@@ -133,23 +136,26 @@ def put_deployment(call: Call) -> Response:
     return _begin_put(call, existing, _deployment(call, stored))
 
 
+def without_nulls(values: Body) -> Body:
+    """`null` is as good as a field that is not there."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _check_deployment(call: Call, properties: Body) -> None:
     """Everything that the deployment names has to be there."""
-    model = (properties.get("model") or {}).get("assetId", "")
+    model = (properties.get("model") or {}).get("assetId") or ""
     stored_model = stored_asset(call, model)
     if stored_model is None:
         raise user_error(400, f"The deployment names a model that does not exist: {model or '(none)'}")
     code = properties.get("codeConfiguration") or {}
     is_mlflow = str(stored_model["properties"].get("modelType", "")).lower() == "mlflow_model"
     if not is_mlflow or code:
-        _check_asset(call, "code", code.get("codeId", ""))
+        _check_asset(call, "code", code.get("codeId") or "")
     if not is_mlflow or properties.get("environmentId"):
         _check_asset(call, "environment", properties.get("environmentId", ""))
     compute = properties.get("compute", "")
     if not compute or call.store.get("computes", last_name(compute)) is None:
         raise user_error(400, f"The deployment names a compute that does not exist: {compute or '(none)'}")
-    if properties["miniBatchSize"] < 1 or properties["errorThreshold"] < -1:
-        raise bad_request("miniBatchSize has to be 1 or more, errorThreshold -1 or more.")
 
 
 def _check_asset(call: Call, what: str, asset_id: str) -> None:

@@ -18,14 +18,19 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
-from local_workspace.instance import Guard, Instance, Job, Worker
+from local_workspace.answer import NoAnswerError, Raised, Rows
+from local_workspace.guard import Guard
+from local_workspace.instance import Instance, Job, Worker
 from local_workspace.job_logs import JobLogs
 from local_workspace.journal import Counts, Journal
 from local_workspace.listing import MiniBatch, read_paths, split_into_mini_batches
+from local_workspace.reasons import LONGEST_REASON, cut
+from local_workspace.watch import Watch
 
 WINDOW = 64  # mini-batches a worker
 TICK = 0.2  # seconds between two looks at the clock
 SHUTDOWN = 30  # seconds that shutdown() may take
+LONGEST = 2 * LONGEST_REASON  # characters of a reason: the worker has cut it, and said what it cut
 INIT_FAILURES = 3  # of each worker of an instance, on average, until the instance is given up
 
 
@@ -77,7 +82,8 @@ class Executor:
         mini_batches = split_into_mini_batches(self.job.listing, deployment.mini_batch_size)
         self.fresh = islice(mini_batches, self.written, None)
         self.selector = selectors.DefaultSelector()
-        self.checked = 0.0  # when the sizes of the workers' logs were, by time.monotonic()
+        self.watch = Watch()
+        self.looked_after = 0.0  # when the workers were, by the watch
 
     def run(self) -> None:
         """Scores everything. Raises JobFailed with the cause, or KeyboardInterrupt once `interrupted`.
@@ -103,10 +109,11 @@ class Executor:
                 self.start_workers()
                 self.hand_out()
                 self.wait()
-            for worker in self.workers:
-                worker.dismiss()
+            self.shut_down()
         finally:
-            self.end_workers()
+            for worker in list(self.workers):
+                self.remove(worker)
+            self.selector.close()
 
     # --- workers
 
@@ -124,21 +131,24 @@ class Executor:
             ):
                 taken = {worker.slot for worker in self.workers}
                 slot = next(slot for slot in count() if slot not in taken)
-                worker = Worker(self.job, instance, slot, self.guard)
+                worker = Worker(self.job, instance, slot, self.guard, self.watch)
                 self.workers.append(worker)
-                self.selector.register(worker.answers, selectors.EVENT_READ, worker)
+                self.selector.register(worker.pipe, selectors.EVENT_READ, worker)
 
     def remove(self, worker: Worker, wait: float = 0) -> str:
-        self.selector.unregister(worker.answers)
+        self.selector.unregister(worker.pipe)
         self.workers.remove(worker)
         return worker.end(wait)
 
-    def end_workers(self) -> None:
-        done = self.counts.processed == self.counts.mini_batches
-        until = time.monotonic() + SHUTDOWN
-        for worker in list(self.workers):
-            self.remove(worker, max(0, until - time.monotonic()) if done and worker.ready else 0)
-        self.selector.close()
+    def shut_down(self) -> None:
+        """Lets the workers that are ready call shutdown() and end, all at the same time."""
+        for worker in self.workers:
+            worker.dismiss()
+        self.watch.look()
+        until = self.watch.seconds + SHUTDOWN
+        for worker in self.workers:
+            while worker.ready and not worker.has_ended(TICK) and self.watch.seconds < until:
+                self.watch.look()
 
     # --- mini-batches
 
@@ -159,47 +169,61 @@ class Executor:
         return next(self.fresh, None)
 
     def wait(self) -> None:
-        """Takes the answers that are there, or waits a moment for one; ends workers that are overdue."""
+        """Takes the answers that are there, or waits a moment for one; then looks after the workers.
+
+        The clock is read before the answers are: what has come by then is never too late.
+        """
         if self.interrupted:
             raise KeyboardInterrupt
+        self.watch.look()
         for key, _ in self.selector.select(TICK):
             self.receive(key.data)
-        now = time.monotonic()
-        for worker in [w for w in self.workers if w.deadline < now and (w.mini_batch or not w.ready)]:
-            self.remove(worker)
-            what = "run()" if worker.ready else "init()"
-            self.fail(worker, f"{what} took longer than the timeout of {worker.deadline - worker.since:g} s")
-        if now - self.checked > TICK:
-            self.checked = now
-            for worker in self.workers:
-                worker.shorten_logs()
+        if self.watch.seconds - self.looked_after >= TICK:
+            self.looked_after = self.watch.seconds
+            for worker in list(self.workers):
+                self.look_after(worker)
+            self.logs.shorten()
         self.on_progress(self.counts)
+
+    def look_after(self, worker: Worker) -> None:
+        """Notices a worker that has ended though its pipe is open, in what it has forked, or is overdue."""
+        worker.shorten_logs()
+        if worker.has_ended():
+            while worker in self.workers and worker.has_more():  # its last words count
+                self.receive(worker)
+            if worker in self.workers:
+                self.lose(worker)
+        elif worker.is_overdue(self.deployment.timeout):
+            doing = worker.doing
+            self.remove(worker)
+            self.fail(worker, f"{doing} took longer than the timeout of {worker.limit:g} s")
 
     def receive(self, worker: Worker) -> None:
         try:
-            answer = worker.receive()
+            said = worker.receive()
         except EOFError:
-            how = self.remove(worker, wait=1)
-            doing = (
-                "run()" if worker.mini_batch else "the wait for a mini-batch" if worker.ready else "init()"
-            )
-            self.fail(worker, f"the worker ended during {doing}: {how}")
+            self.lose(worker)
             return
-        if answer is None:
+        except NoAnswerError:
+            self.lose(worker, "stopped, since what came on its pipe is no answer")
             return
-        if "error" in answer:
-            worker.write_error(answer["traceback"])
-            if answer["fails_job"]:
-                raise JobFailed(one_line(answer["error"]))
+        if isinstance(said, Raised):
+            worker.write_error(said.traceback)
+            if said.fails_job:
+                raise JobFailed(one_line(said.error))
             if not worker.ready:
                 self.remove(worker, wait=1)
-            self.fail(worker, f"{'run()' if worker.ready else 'init()'} raised {one_line(answer['error'])}")
-        elif not worker.ready:
+            self.fail(worker, f"{'run()' if worker.ready else 'init()'} raised {one_line(said.error)}")
+        elif said and not worker.ready:
             worker.ready = True
             self.first_ready = self.first_ready or time.monotonic()
             self.logs.overview(f"{worker.instance.name} {worker.name}: ready")
-        else:
-            self.finish(worker, self.attempts.get(worker.mini_batch.number, 0) + 1, **answer)
+        elif said:
+            self.finish(worker, said, self.attempts.get(worker.mini_batch.number, 0) + 1)
+
+    def lose(self, worker: Worker, why: str = "") -> None:
+        how = self.remove(worker, wait=0 if why else 1)
+        self.fail(worker, f"the worker ended during {worker.doing}: {why or how}")
 
     def fail(self, worker: Worker, reason: str) -> None:
         """Counts a failed attempt; the mini-batch is queued again, or its files have failed."""
@@ -209,25 +233,30 @@ class Executor:
         if not mini_batch:
             worker.instance.failed_inits += not worker.ready
             return
+        if worker.is_blameless:  # an attempt is a run() that has begun
+            worker.mini_batch = None
+            self.again.append(mini_batch)
+            return
         attempt = self.attempts.get(mini_batch.number, 0) + 1
         self.attempts[mini_batch.number] = attempt
         if attempt < self.deployment.attempts:
             worker.mini_batch = None
             self.again.append(mini_batch)
         else:
-            failed = [(path, reason) for path in read_paths(self.job.listing, mini_batch)]
-            self.finish(worker, attempt, rows=0, text="", failed=failed)
+            failed = [[path, reason] for path in read_paths(self.job.listing, mini_batch)]
+            self.finish(worker, Rows(0, "", failed), attempt)
 
-    def finish(
-        self, worker: Worker, attempts: int, *, rows: int, text: str, failed: list[tuple[str, str]]
-    ) -> None:
+    def finish(self, worker: Worker, said: Rows, attempts: int) -> None:
         """Counts a mini-batch, and writes it as soon as all before it are written."""
         mini_batch, worker.mini_batch = worker.mini_batch, None
         self.attempts.pop(mini_batch.number, None)
         self.last_finished = time.monotonic()
         seconds = self.last_finished - worker.since
-        self.finished[mini_batch.number] = Result(mini_batch, rows, text, failed, seconds, worker, attempts)
-        self.counts.add(mini_batch.files, rows, len(failed))
+        failed = [(file, cut(reason, LONGEST)) for file, reason in said.failed]
+        self.finished[mini_batch.number] = Result(
+            mini_batch, said.rows, said.text, failed, seconds, worker, attempts
+        )
+        self.counts.add(mini_batch.files, said.rows, len(failed))
         if failed:
             self.last_error = "The last: {}: {}".format(*failed[-1])
         while self.written in self.finished:
@@ -258,4 +287,4 @@ class Executor:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(cut(text, LONGEST).split())

@@ -6,38 +6,32 @@ workers and a count of failures of init().
 
 from __future__ import annotations
 
-import json
+import mmap
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
+from local_workspace.answer import Answers, NoAnswerError, Raised, Rows
 from local_workspace.deployment import Deployment
+from local_workspace.guard import Guard
+from local_workspace.job_logs import shorten
 from local_workspace.listing import MiniBatch
+from local_workspace.reasons import cut
+from local_workspace.watch import Watch
+from local_workspace.worker import INIT, LONGEST_TRACEBACK, SLATE_SIZE
 
 WORKER = Path(__file__).with_name("worker.py")
-READ_SIZE = 1 << 20  # bytes
-LONGEST_LOG = 64 << 20  # bytes, of each log of a worker: from there on, only its first half is kept
-SHORTENED = b"\n[local workspace: this log grew too long, and what stood here was dropped]\n"
-# A process that outlives the executor, even one that is killed, and then ends its workers. They could not do
-# so themselves: a scoring script may hold the interpreter's lock. Each line is the group of a worker that
-# has started or, the second time, ended.
-GUARD = """
-import os, signal, sys
-groups = set()
-for line in sys.stdin:
-    groups ^= {int(line)}
-for group in groups:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except OSError:
-        pass
-"""
+SLATE, NOWHERE = "=2q", -1  # what stands on the slate (worker.py), and in place of an offset
+REPORT = 600  # seconds in which a worker has to write out and explain what run() returned
 # What a worker gets of the caller's environment. All else comes from the deployment, as in Azure.
 INHERITED = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV", "CONDA_PREFIX"),
@@ -66,59 +60,41 @@ class Instance:
     started: int = 0  # processes so far; a new one gets a log of its own
 
 
-class Guard:
-    """The process that ends the workers when this one has been killed; close() when there are none left."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", GUARD],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is the executor's
-        )
-
-    def note(self, group: int) -> None:
-        with suppress(BrokenPipeError):  # someone has killed it; the job can do without
-            self._process.stdin.write(b"%d\n" % group)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
 class Worker:
     """A running worker process. `mini_batch` is what it works on; None while it starts or waits."""
 
-    def __init__(self, job: Job, instance: Instance, slot: int, guard: Guard) -> None:
-        self.instance, self.slot, self._guard = instance, slot, guard
+    def __init__(self, job: Job, instance: Instance, slot: int, guard: Guard, watch: Watch) -> None:
+        self.instance, self.slot, self._guard, self._watch = instance, slot, guard, watch
         self.name = f"process{instance.started:03d}"
         instance.started += 1
-        self.error_log = log_file(job.logs, "error", self)
         self.ready = False
         self.mini_batch: MiniBatch | None = None
         self.since = time.monotonic()
-        self.deadline = self.since + job.init_timeout
-        self._received = bytearray()
-        self._shortened = [
-            log_file(job.logs, kind, self) for kind in ("stdout", "stderr", "entry_script_log")
-        ]
-        self._start(job)
+        self._has_answered = False
+        self._append = job.deployment.output_action == "append_row"
+        self._limit(job.init_timeout)
+        self.error_log, *printed = (
+            log_file(job.logs, kind, self) for kind in ("error", "stdout", "stderr", "entry_script_log")
+        )
+        self._logs = [self.error_log, *printed]
+        self._start(job, *printed[:2])
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, stdout_log: Path, stderr_log: Path) -> None:
         orders, self._orders = os.pipe()
-        self.answers, answers = os.pipe()
+        self.pipe, answers = os.pipe()
+        self._answers = Answers(self.pipe)
         # Always at the end of the file, also once it has been shortened.
-        with self._shortened[0].open("ab") as stdout, self._shortened[1].open("ab") as stderr:
+        with stdout_log.open("ab") as stdout, stderr_log.open("ab") as stderr, new_slate() as slate:
+            self._noted = mmap.mmap(slate.fileno(), SLATE_SIZE)
+            descriptors = {"orders": orders, "answers": answers, "slate": slate.fileno()}
             self.process = subprocess.Popen(
-                [sys.executable, str(WORKER), *worker_arguments(job, self, orders, answers)],
+                [sys.executable, str(WORKER), *worker_arguments(job, self, descriptors)],
                 cwd=job.deployment.code,
                 env=environment(job, self.slot),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
-                pass_fds=(orders, answers),
+                pass_fds=tuple(descriptors.values()),
                 start_new_session=True,  # a Ctrl-C is the executor's; and one signal ends all it started
             )
         os.close(orders)
@@ -133,66 +109,109 @@ class Worker:
     def order(self, mini_batch: MiniBatch, timeout: float) -> None:
         self.mini_batch = mini_batch
         self.since = time.monotonic()
-        self.deadline = self.since + timeout
+        struct.pack_into(SLATE, self._noted, 0, NOWHERE, NOWHERE)
+        self._limit(timeout)
         self._send(f"{mini_batch.offset} {mini_batch.files}\n")
 
     def _send(self, line: str) -> None:
         with suppress(BrokenPipeError):  # it has died: the executor sees that at the other pipe
             os.write(self._orders, line.encode())  # shorter than a pipe's buffer: never blocks
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> Rows | Raised | None:
         """The worker's answer once it is whole, else None.
 
-        Raises EOFError when the worker is gone, and when it says what is no answer to its order: its
-        scoring script has written to the pipe, so it is of no use any more.
+        Raises EOFError when the worker has closed the pipe, and NoAnswerError when what comes is no answer
+        to its order: its scoring script has written to the pipe, so it is of no use any more.
         """
-        data = os.read(self.answers, READ_SIZE)
-        if not data:
-            raise EOFError
-        self._received += data
-        if not data.endswith(b"\n"):
+        answer = self._answers.receive()
+        if not answer:
             return None
-        try:
-            answer = json.loads(self._received.decode())
-            order = answer.pop("order")
-        except (ValueError, TypeError, AttributeError, KeyError):
-            raise EOFError from None
-        finally:
-            self._received.clear()
         waits = self.ready and not self.mini_batch
-        if waits or order != (self.mini_batch and self.mini_batch.offset):
-            raise EOFError
-        return answer
+        if waits or answer.order != (self.mini_batch.offset if self.mini_batch else INIT):
+            raise NoAnswerError
+        said = answer.said
+        if isinstance(said, Rows) and self.mini_batch:
+            rowless = self._append and not said.text and said.rows
+            if rowless or len(said.failed) > self.mini_batch.files:
+                raise NoAnswerError
+        self._has_answered |= self.mini_batch is not None
+        return said
+
+    def has_more(self) -> bool:
+        poll = select.poll()  # select() takes no number of a file from 1024 on
+        poll.register(self.pipe, select.POLLIN)
+        return bool(poll.poll(0))
+
+    # --- where it is, and for how long it may be there
+
+    @property
+    def doing(self) -> str:
+        if not self.ready:
+            return "init()"
+        if not self.mini_batch:
+            return "the wait for a mini-batch"
+        begun, ended = struct.unpack(SLATE, self._noted[:])
+        if ended == self.mini_batch.offset:
+            return "the writing of its rows"
+        return "run()" if begun == self.mini_batch.offset else "the wait for its mini-batch"
+
+    def _limit(self, seconds: float) -> None:
+        self.limit, self._limited, self.deadline = seconds, self.doing, self._watch.seconds + seconds
+
+    def is_overdue(self, timeout: float) -> bool:
+        """Whether it is where it is for too long. The `timeout` of run() is that of run() alone."""
+        if self.ready and not self.mini_batch:
+            return False
+        doing = self.doing
+        if doing != self._limited:
+            self._limit(REPORT if doing == "the writing of its rows" else timeout)
+        return self.deadline < self._watch.seconds
+
+    @property
+    def is_blameless(self) -> bool:
+        """It has done a mini-batch, and has not begun the one that it is to do now."""
+        return self._has_answered and self.doing == "the wait for its mini-batch"
+
+    # --- its end
 
     def dismiss(self) -> None:
         """Asks the worker to call shutdown() and to end."""
         self._send("0 0\n")
 
+    def has_ended(self, wait: float = 0) -> bool:
+        """Whether the process has, after at most `wait` seconds. Its pipe may be open: in what it forked."""
+        try:
+            self.process.wait(wait)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def end(self, wait: float = 0) -> str:
         """Ends the process, and all that it started, after at most `wait` seconds; says how it ended."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(wait)
+        self.has_ended(wait)
         with suppress(ProcessLookupError, PermissionError):  # nothing of it is left
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()
         self._guard.note(self.process.pid)
         self.shorten_logs()
         os.close(self._orders)
-        os.close(self.answers)
+        os.close(self.pipe)
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def shorten_logs(self) -> None:
         """Keeps a script that prints without end from filling the disk."""
-        for path in self._shortened:
-            with suppress(OSError):  # not there yet; or a full disk, of which the journal will tell
-                if path.stat().st_size > LONGEST_LOG:
-                    os.truncate(path, LONGEST_LOG // 2)
-                    with path.open("ab") as log:
-                        log.write(SHORTENED)
+        for path in self._logs:
+            shorten(path)
 
     def write_error(self, text: str) -> None:
         with self.error_log.open("a", encoding="utf-8", errors="backslashreplace") as log:
-            log.write(text.rstrip() + "\n")
+            log.write(cut(text.rstrip(), 2 * LONGEST_TRACEBACK) + "\n")
+
+
+def new_slate() -> IO[bytes]:
+    slate = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    slate.write(struct.pack(SLATE, NOWHERE, NOWHERE))  # now: to be short of room later would end a process
+    return slate
 
 
 def log_file(logs: Path, kind: str, worker: Worker) -> Path:
@@ -203,12 +222,11 @@ def log_file(logs: Path, kind: str, worker: Worker) -> Path:
     return path
 
 
-def worker_arguments(job: Job, worker: Worker, orders: int, answers: int) -> list[str]:
+def worker_arguments(job: Job, worker: Worker, descriptors: dict[str, int]) -> list[str]:
     values = {
         "scoring-script": job.deployment.code / job.deployment.scoring_script,
         "listing": job.listing,
-        "orders": orders,
-        "answers": answers,
+        **descriptors,
         "output-action": job.deployment.output_action,
         "logging-level": job.deployment.logging_level,
         "log": log_file(job.logs, "entry_script_log", worker),

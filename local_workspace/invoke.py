@@ -1,21 +1,22 @@
 """Invoke a batch endpoint: from the request and its deployment to a job; and the jobs as ARM shows them."""
 
-import math
 import re
 import uuid
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 from starlette.responses import JSONResponse, Response
 
+from local_workspace import bodies
 from local_workspace.arm import Body, begin, check_name, page, resource
-from local_workspace.endpoints import stored_asset, stored_endpoint, user_error
-from local_workspace.jobs import Job, Location, new_job
+from local_workspace.deployment import shown
+from local_workspace.endpoints import stored_asset, stored_endpoint, user_error, without_nulls
+from local_workspace.job_files import Location
+from local_workspace.jobs import Job, new_job
+from local_workspace.store import name_problem
 from local_workspace.workspace import BLOB_HOST, DATASTORES, Call, last_name, not_found
 
 JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,254}")
-DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
-MOST_DURATION = 40  # characters
 DATASTORE_URI = re.compile(r"azureml:/+(?:.*/)?datastores/([^/]+)/paths/(.*)")
 BLOB_URI = re.compile(rf"https://{re.escape(BLOB_HOST)}/([^/?#]+)(?:/([^?#]*))?(?:[?#].*)?", re.IGNORECASE)
 OVERRIDES = ("miniBatchSize", "errorThreshold", "outputFileName", "retrySettings")
@@ -23,6 +24,7 @@ OVERRIDES = ("miniBatchSize", "errorThreshold", "outputFileName", "retrySettings
 
 def invoke(call: Call) -> Response:
     """POST to the scoring URI. Without the header the endpoint's default deployment is used."""
+    bodies.check(call.body, bodies.Invocation)
     endpoint = stored_endpoint(call)
     deployment = _route(call, endpoint)
     sent = call.body.get("properties") or {}
@@ -54,7 +56,8 @@ def _route(call: Call, endpoint: Body) -> Body:
 
 def _job(call: Call, name: str, endpoint: Body, deployment: Body, sent: Body) -> Job:
     properties = deployment["properties"] | {key: sent[key] for key in OVERRIDES if sent.get(key) is not None}
-    properties["retrySettings"] = deployment["properties"]["retrySettings"] | properties["retrySettings"]
+    retry = deployment["properties"]["retrySettings"] | without_nulls(properties["retrySettings"])
+    properties["retrySettings"] = retry
     if count := (sent.get("compute") or {}).get("instanceCount"):
         properties["resources"] = {"instanceCount": count}
     input_data = _only_input(sent)
@@ -87,9 +90,9 @@ def deployment_yaml(deployment: Body, properties: Body) -> dict[str, Any]:
     settings = {
         "mini_batch_size": properties["miniBatchSize"],
         "max_concurrency_per_instance": properties["maxConcurrencyPerInstance"],
-        "output_action": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", properties["outputAction"]).lower(),
+        "output_action": bodies.output_action(properties["outputAction"]),
         "output_file_name": properties["outputFileName"],
-        "retry_settings": {"max_retries": retry["maxRetries"], "timeout": seconds(retry["timeout"])},
+        "retry_settings": {"max_retries": retry["maxRetries"], "timeout": bodies.seconds(retry["timeout"])},
         "error_threshold": properties["errorThreshold"],
         "logging_level": properties["loggingLevel"].lower(),
         "environment_variables": properties["environmentVariables"],
@@ -107,18 +110,6 @@ def deployment_yaml(deployment: Body, properties: Body) -> dict[str, Any]:
     return content
 
 
-def seconds(duration: str) -> int:
-    """`PT5M` -> 300: ARM writes durations in ISO 8601; the YAML has whole seconds."""
-    match = DURATION.fullmatch(duration) if len(duration) <= MOST_DURATION else None
-    if not match:
-        message = (
-            f"The duration {duration[:MOST_DURATION]!r} is not valid: an ISO 8601 duration such as PT30S."
-        )
-        raise user_error(400, message)
-    days, hours, minutes, rest = (float(part or 0) for part in match.groups())
-    return math.ceil(((days * 24 + hours) * 60 + minutes) * 60 + rest)
-
-
 # Where things lie
 
 
@@ -126,7 +117,7 @@ def _only_input(sent: Body) -> dict[str, str]:
     inputs = list((sent.get("inputData") or {}).values())
     if len(inputs) != 1:
         raise user_error(400, f"A model deployment takes one data input; the request has {len(inputs)}.")
-    kind, uri = inputs[0].get("jobInputType", ""), inputs[0].get("uri", "")
+    kind, uri = inputs[0].get("jobInputType") or "", inputs[0].get("uri") or ""
     if kind.lower().replace("_", "") not in ("urifolder", "urifile"):
         raise user_error(400, f"Input type {kind!r}: a model deployment takes uri_folder or uri_file.")
     return {"type": kind, "uri": uri}
@@ -153,12 +144,19 @@ def place_of(uri: str) -> Location:
     if match := DATASTORE_URI.fullmatch(uri):
         if match[1] not in DATASTORES:
             raise user_error(400, f"The datastore {match[1]!r} does not exist.")
-        return {"container": DATASTORES[match[1]], "path": match[2].strip("/")}
+        return _place(DATASTORES[match[1]], match[2])
     if match := BLOB_URI.fullmatch(uri):
-        return {"container": unquote(match[1]), "path": unquote(match[2] or "").strip("/")}
+        container, path = (unquote(part or "", errors="surrogateescape") for part in match.groups())
+        return _place(container, path)
     raise user_error(
         400, f"{uri or 'an empty URI'} is not in this workspace: only its data assets and datastores."
     )
+
+
+def _place(container: str, path: str) -> Location:
+    if problem := name_problem(path):
+        raise user_error(400, f"The path {shown(path)} names no blob: {problem}.")
+    return {"container": container, "path": path.strip("/")}
 
 
 def _output_place(sent: Body, settings: Body) -> Location | None:
@@ -169,8 +167,11 @@ def _output_place(sent: Body, settings: Body) -> Location | None:
     place = place_of(output["uri"])
     if place["container"] not in DATASTORES.values():
         raise user_error(400, f"The output {output['uri']!r} is not in a datastore of this workspace.")
-    if "file" in output.get("jobOutputType", "").lower():
-        folder, _, settings["output_file_name"] = place["path"].rpartition("/")
+    if "file" in (output.get("jobOutputType") or "").lower():
+        folder, _, name = place["path"].rpartition("/")
+        if not bodies.is_file_name(name):
+            raise user_error(400, f"outputData.uri is {shown(output['uri'])}, expected: the place of a file.")
+        settings["output_file_name"] = name
         return place | {"path": folder}
     return place
 
@@ -199,8 +200,9 @@ def job_tags(job: Job) -> dict[str, str]:
 
 
 def studio_url(call: Call, name: str) -> str:
-    """The SDK appends `&tid=...`, so there has to be a query."""
-    return f"{call.workspace.page_address(f'/jobs/{name}')}&wsid={call.scope}"
+    """What the SDK and `az` print, with `&tid=...` behind it: no secret of the run."""
+    query = urlencode({"ticket": call.workspace.keys.ticket()})
+    return f"{call.workspace.page_url}/jobs/{name}?{query}&wsid={call.scope}"
 
 
 def _arm_job(call: Call, job: Job) -> Body:

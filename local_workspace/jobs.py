@@ -4,34 +4,33 @@ The executor is the command line `python -m local_workspace score`, in a process
 dict (`new_job` lists its keys), kept in the store under the kind "jobs"; its files are in `jobs/<name>/`.
 """
 
-import fcntl
-import json
-import os
 import queue
-import signal
 import subprocess
-import sys
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
-from local_workspace.errors import ServiceError
-from local_workspace.store import Store, local_path
+from local_workspace import execution
+from local_workspace.errors import ServiceError, UserError
+from local_workspace.execution import EXECUTION_LOG
+from local_workspace.files import local_path, open_regular, walk
+from local_workspace.instance import Guard
+from local_workspace.job_files import Location, publish, stage
+from local_workspace.store import Store, name_problem
 
 TERMINAL = ("Completed", "Failed", "Canceled")
 LOG_CONTAINER = "azureml"
-EXECUTION_LOG = "logs/azureml/executionlogs.txt"  # the file that `az ml job stream` prints for a parent job
-STOP_SECONDS = 10  # between SIGINT, SIGTERM and SIGKILL
 INTERRUPTED = 130
+TRY_AGAIN = 1  # seconds, where the disk is full
 STOPPED = "The local workspace was stopped while this job ran. Invoke the endpoint again."
 
 Job = dict[str, Any]
-Location = dict[str, str]  # container, path: where a folder or file of the workspace lies
 
 
 def new_job(name: str, *, deployment: dict[str, Any], places: dict[str, Location], **details: Any) -> Job:
@@ -58,14 +57,15 @@ class Jobs:
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._running: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()  # guards the status of every job, and _running
-        self._closing = False
+        self._closing = threading.Event()
         self._recover()
+        self._guard = Guard()  # ends the executor when this server has been killed
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._thread.start()
 
     def start(self, job: Job) -> None:
-        self._save(job)
         self._log(job, f"queued: {job['name']}")
+        self._save(job)
         self._queue.put(job["name"])
 
     def get(self, name: str) -> Job | None:
@@ -87,20 +87,22 @@ class Jobs:
             if job is None or job["status"] in TERMINAL:
                 return
             if job["status"] == "NotStarted":
+                self._log_end(job, "Canceled")
                 self._end(job, "Canceled")
             else:
                 self._save(job | {"status": "CancelRequested"})
         if job["status"] == "Running" and self._running is not None:
-            threading.Thread(target=_stop, args=(self._running,)).start()
+            threading.Thread(target=execution.stop, args=(self._running,)).start()
 
     def close(self) -> list[str]:
         """Stop: the job that runs fails with a reason, those that wait start with the next server."""
-        self._closing = True
+        self._closing.set()
         unfinished = [job["name"] for job in self.all() if job["status"] not in TERMINAL]
         if self._running is not None:
-            _stop(self._running)
+            execution.stop(self._running)
         self._queue.put(None)
         self._thread.join()
+        self._guard.close()
         return unfinished
 
     def log_files(self, job: Job, run: str) -> dict[str, str]:
@@ -109,111 +111,128 @@ class Jobs:
         if run == job["name"]:
             return {EXECUTION_LOG: self._publish_log(run, EXECUTION_LOG, folder / EXECUTION_LOG)}
         output = folder / "output"
-        files = sorted(path for path in (output / "logs").rglob("*") if path.is_file())
+        files = sorted(path for path, problem in walk(output / "logs") if not problem)
         names = {path.relative_to(output).as_posix(): path for path in files}
-        return {name: self._publish_log(run, name, path) for name, path in names.items()}
+        return {name: self._publish_log(run, name, names[name]) for name in names if not name_problem(name)}
 
     def _publish_log(self, run: str, name: str, path: Path) -> str:
         blob = f"ExperimentRun/dcid.{run}/{name}"
-        self._store.publish(LOG_CONTAINER, blob, path, {"content_type": "text/plain; charset=utf-8"})
+        known = self._store.blob(LOG_CONTAINER, blob)
+        if known is None or known.path != path:  # it is asked for at every poll, also on a full disk
+            self._store.publish(LOG_CONTAINER, blob, path, {"content_type": "text/plain; charset=utf-8"})
         return blob
 
     # The thread that works the queue
 
     def _work(self) -> None:
-        while (name := self._queue.get()) is not None and not self._closing:
-            with self._lock:
-                job = self.get(name)
-                if job is None or job["status"] != "NotStarted":
-                    continue
-                job |= {"status": "Running", "started": now()}
-                self._save(job)
+        while (name := self._queue.get()) is not None and not self._closing.is_set():
+            job = self._insist(lambda name=name: self._begin(name))
+            if job is None:
+                continue
+            status, error = self._outcome(job)
+            self._log_end(job, status, error)
+            self._insist(lambda job=job, status=status, error=error: self._end(job, status, error))
+
+    def _outcome(self, job: Job) -> tuple[str, dict[str, str] | None]:
+        code = "UserError"
+        try:
+            return self._run(job)
+        except (ServiceError, UserError) as problem:
+            message = problem.message
+        except OSError as problem:  # of the disk, or a name that no file can have
+            message = f"{problem.strerror}: {problem.filename}"
+        except Exception as problem:  # whatever it is, the next job gets its turn
+            code, message = "SystemError", repr(problem)
+        return "Failed", {"code": code, "message": printable(message)}
+
+    def _insist(self, change: Callable[[], Job | None]) -> Job | None:
+        """Make a change as soon as the disk takes it; the next start tells where it never did."""
+        while True:
             try:
-                status, error = self._run(job)
-            except ServiceError as problem:
-                status, error = "Failed", {"code": problem.code, "message": problem.message}
-            except OSError as problem:  # of the disk, or a name that no file can have
-                message = f"{problem.strerror}: {problem.filename}"
-                status, error = "Failed", {"code": "UserError", "message": message}
-            except Exception as problem:  # whatever it is, the next job gets its turn
-                status, error = "Failed", {"code": "SystemError", "message": repr(problem)}
-            with self._lock:
-                self._end(job, status, error)
+                with self._lock:
+                    return change()
+            except OSError:
+                if self._closing.wait(TRY_AGAIN):
+                    return None
+
+    def _begin(self, name: str) -> Job | None:
+        job = self.get(name)
+        if job is None or job["status"] != "NotStarted":
+            return None
+        job |= {"status": "Running", "started": now()}
+        self._save(job)
+        return job
 
     def _run(self, job: Job) -> tuple[str, dict[str, str] | None]:
         folder = self.folder(job)
         self._stage(job, folder)
         exit_code = self._execute(job, folder)
-        job["summary"] = _read_json(folder / "output" / "summary.json")
-        if self._closing:
+        job["summary"] = execution.read_summary(folder)
+        if self._closing.is_set():
             return "Failed", {"code": "UserError", "message": STOPPED}
         canceled = (self.get(job["name"]) or job)["status"] == "CancelRequested"
         if canceled or exit_code == INTERRUPTED:
             return "Canceled", None
         if exit_code != 0:
-            return "Failed", {"code": "UserError", "message": _reason(job, folder, exit_code)}
-        self._publish_output(job, folder / "output" / "score")
+            return "Failed", {
+                "code": "UserError",
+                "message": printable(execution.reason(job["summary"], folder, exit_code)),
+            }
+        self._publish_output(job, folder)
         return "Completed", None
 
     def _stage(self, job: Job, folder: Path) -> None:
+        settings = dict(job["deployment"]["settings"])
         for what in ("code", "model", "data"):
             place = job["places"].get(what)
             if place is None:
                 continue  # an MLflow model brings its own code
-            keep_name = what == "model"
-            files = self._store.stage(place["container"], place["path"], folder / what, keep_name=keep_name)
-            self._log(job, f"{what}: {len(files)} file(s)")
-            if not files:
+            files, problems = stage(self._store, place, folder / what, keep_name=what == "model")
+            self._log(job, f"{what}: {files} file(s)")
+            for name, problem in problems:
+                self._log(job, f"failed: {name}: {problem}")
+            if not files and not problems:
                 raise ServiceError(404, "UserError", f"the {what} of the job has no file: {place['path']}")
-        settings = job["deployment"]["settings"]
+            if problems and (what != "data" or not files):
+                raise UserError("{}: {}".format(*problems[0]))
+            if problems and 0 <= settings["error_threshold"] < len(problems):
+                raise UserError("{}: {}, more than the error_threshold".format(*problems[0]))
+            if problems and settings["error_threshold"] > 0:
+                settings["error_threshold"] -= len(problems)  # they count
         # A worker gets no variables but its deployment's: these keep its scoring script on this machine.
-        variables = (settings.get("environment_variables") or {}) | self._network
-        deployment = job["deployment"] | {"settings": settings | {"environment_variables": variables}}
-        text = yaml.safe_dump(deployment, sort_keys=False)
+        settings["environment_variables"] = (settings.get("environment_variables") or {}) | self._network
+        text = yaml.safe_dump(job["deployment"] | {"settings": settings}, sort_keys=False)
         (folder / "deployment.yml").write_text(text, encoding="utf-8")
 
     def _execute(self, job: Job, folder: Path) -> int:
-        """Run the executor; what it says is the execution log. It holds `alive` locked while it lives."""
-        model = job["places"]["model"]["path"].rstrip("/").rpartition("/")[2]
-        command = [sys.executable, "-m", "local_workspace", "score", str(folder / "deployment.yml")]
-        command += ["--data", str(folder / "data"), "--model", str(folder / "model" / model)]
-        command += ["--output", str(folder / "output")]
-        with (folder / EXECUTION_LOG).open("ab") as log, (folder / "alive").open("w") as alive:
-            fcntl.flock(alive, fcntl.LOCK_EX)
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(alive.fileno(),),
-                start_new_session=True,
-            )
-            print(process.pid, file=alive, flush=True)
+        process = execution.start(job, folder, self._environment, self._guard)
         with self._lock:
             self._running = process
-            asked_to_stop = self._closing or (self.get(job["name"]) or job)["status"] == "CancelRequested"
-        if asked_to_stop:
-            _stop(process)
+            canceled = (self.get(job["name"]) or job)["status"] == "CancelRequested"
+        if self._closing.is_set() or canceled:
+            execution.stop(process)
         exit_code = process.wait()
+        self._guard.note(process.pid)
         with self._lock:
             self._running = None
         return exit_code
 
     def _publish_output(self, job: Job, folder: Path) -> None:
-        place = job["places"]["output"]
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = f"{place['path']}/{path.relative_to(folder).as_posix()}"
-            if self._store.blob(place["container"], name) is not None:
-                raise ServiceError(409, "UserError", f"the output file exists already: {name}")
-            self._store.publish(place["container"], name, path, {"content_type": "application/octet-stream"})
+        problems = dict(publish(self._store, job["places"]["output"], folder / "output" / "score"))
+        for name, problem in problems.items():
+            self._log(job, f"left out of the output: {printable(name)}: {problem}")
+        rows = job["deployment"]["settings"]["output_file_name"]
+        if rows in problems:
+            raise UserError(f"the output file {rows}: {problems[rows]}")
 
     def _end(self, job: Job, status: str, error: dict[str, str] | None = None) -> None:
-        self._log(job, f"{status.lower()}: {job['name']}" + (f": {error['message']}" if error else ""))
         for run in (job["name"], job["child"]):
             self.log_files(job, run)  # from here on they are read as files, by a download for example
         self._save(job | {"status": status, "error": error, "ended": now()})
+
+    def _log_end(self, job: Job, status: str, error: dict[str, str] | None = None) -> None:
+        with suppress(OSError):  # a full disk; the status matters more
+            self._log(job, f"{status.lower()}: {job['name']}" + (f": {error['message']}" if error else ""))
 
     def _save(self, job: Job) -> None:
         self._store.put("jobs", job["name"], job)
@@ -221,8 +240,8 @@ class Jobs:
     def _log(self, job: Job, line: str) -> None:
         path = self.folder(job) / EXECUTION_LOG
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
-            print(now(), line, file=log)
+        with open_regular(path, "a", encoding="utf-8", links=False) as log:
+            print(now(), printable(line), file=log)
 
     def _recover(self) -> None:
         """After a restart a job that ran is failed, because its executor lost its server; others wait on."""
@@ -230,53 +249,15 @@ class Jobs:
             if job["status"] == "NotStarted":
                 self._queue.put(job["name"])
             elif job["status"] not in TERMINAL:
-                _kill_orphan(self.folder(job) / "alive")
-                self._end(job, "Failed", {"code": "UserError", "message": STOPPED})
+                execution.kill_orphan(self.folder(job) / "alive")
+                error = {"code": "UserError", "message": STOPPED}
+                self._log_end(job, "Failed", error)
+                self._end(job, "Failed", error)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGINT, wait, SIGKILL: to the executor, then to its whole group of workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if process.poll() is None:
-            process.send_signal(number)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _kill_orphan(alive: Path) -> None:
-    """End the executor of a server that was killed. The lock tells that the process id is still its own."""
-    if not alive.is_file():
-        return
-    with alive.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            process_id = _number(file)
-            if process_id is not None:
-                os.killpg(process_id, signal.SIGKILL)
-
-
-def _number(file: TextIO) -> int | None:
-    text = file.read().strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _reason(job: Job, folder: Path, exit_code: int) -> str:
-    """Why the job failed, in one line: the executor's own word, or the last line of its log."""
-    summary = job["summary"] or {}
-    if cause := summary.get("cause"):
-        return str(cause)
-    lines = (folder / EXECUTION_LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line for line in lines if line.startswith("error:")] or lines[-1:]
-    return f"{said[-1].removeprefix('error:').strip()} (the executor ended with exit code {exit_code})"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def printable(line: str) -> str:
+    """On one line, also names that are not UTF-8 or hold control characters."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
 
 
 def now() -> str:

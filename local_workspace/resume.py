@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from local_workspace.deployment import Deployment
 from local_workspace.errors import UserError
 
-FOLDER = ".job"
+FOLDER, SUMMARY = ".job", "summary.json"
 
 
 def deciding_settings(deployment: Deployment, model: Path, data: Path) -> dict[str, Any]:
@@ -73,6 +73,19 @@ def describe(name: str, settings: dict[str, Any]) -> str:
 
 
 @contextmanager
+def new_folder(output: Path) -> Iterator[None]:
+    """The folder `output`, which goes again where nothing has come into it."""
+    is_new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds something
+                output.rmdir()
+
+
+@contextmanager
 def working_folder(output: Path, listing: TextIO | None) -> Iterator[None]:
     """`.job/` with a new run's `listing`, or else as the run to resume has left it; without a model.
 
@@ -92,8 +105,6 @@ def working_folder(output: Path, listing: TextIO | None) -> Iterator[None]:
         remove(folder / "model")
         if not (folder / "run.json").exists():
             remove(folder)
-            with suppress(OSError):  # it holds something else
-                output.rmdir()
 
 
 def remove(path: Path) -> None:
@@ -114,7 +125,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def is_completed(output: Path) -> bool:
     try:
-        return json.loads((output / "summary.json").read_text("utf-8"))["status"] == "Completed"
+        return json.loads((output / SUMMARY).read_text("utf-8"))["status"] == "Completed"
     except (OSError, ValueError):
         return False
 

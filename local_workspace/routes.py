@@ -9,7 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from local_workspace import arm, assets, downloads, endpoints, invoke, page, run_history, storage
+from local_workspace import (
+    arm,
+    assets,
+    blobs,
+    containers,
+    downloads,
+    endpoints,
+    invoke,
+    page,
+    run_history,
+)
 from local_workspace.workspace import API_HOST, BLOB_HOST, MANAGEMENT_HOST, SAMPLES_HOST, Call
 
 Handler = Callable[[Call], Any]  # gives a Response, or what becomes JSON; may be `async`
@@ -69,17 +79,17 @@ TABLE: list[tuple[str, str, str, Handler]] = [
     ("GET", API, RUN + "/details", run_history.get_run_details),
     ("POST", API, "/history/v1.0" + W + "/rundata", run_history.get_run_data),
     ("POST", API, "/data/v1.0" + W + "/dataversion/batchGetResolvedUris", run_history.resolve_data_uris),
-    ("PUT", BLOB, "/{container}?restype=container", storage.create_container),
-    ("GET", BLOB, "/{container}?restype=container&comp=list", storage.list_blobs),
-    ("GET", BLOB, "/{container}?restype=container", storage.get_container),
-    ("HEAD", BLOB, "/{container}?restype=container", storage.get_container),
-    ("PUT", BLOB, "/{container}/{blob:path}?comp=block", storage.put_block),
-    ("PUT", BLOB, "/{container}/{blob:path}?comp=blocklist", storage.put_block_list),
-    ("PUT", BLOB, "/{container}/{blob:path}?comp=metadata", storage.set_metadata),
-    ("PUT", BLOB, "/{container}/{blob:path}", storage.put_blob),
-    ("GET", BLOB, "/{container}/{blob:path}", storage.get_blob),
-    ("HEAD", BLOB, "/{container}/{blob:path}", storage.get_blob),
-    ("DELETE", BLOB, "/{container}/{blob:path}", storage.delete_blob),
+    ("PUT", BLOB, "/{container}?restype=container", containers.create_container),
+    ("GET", BLOB, "/{container}?restype=container&comp=list", containers.list_blobs),
+    ("GET", BLOB, "/{container}?restype=container", containers.get_container),
+    ("HEAD", BLOB, "/{container}?restype=container", containers.get_container),
+    ("PUT", BLOB, "/{container}/{blob:path}?comp=block", blobs.put_block),
+    ("PUT", BLOB, "/{container}/{blob:path}?comp=blocklist", blobs.put_block_list),
+    ("PUT", BLOB, "/{container}/{blob:path}?comp=metadata", blobs.set_metadata),
+    ("PUT", BLOB, "/{container}/{blob:path}", blobs.put_blob),
+    ("GET", BLOB, "/{container}/{blob:path}", blobs.get_blob),
+    ("HEAD", BLOB, "/{container}/{blob:path}", blobs.get_blob),
+    ("DELETE", BLOB, "/{container}/{blob:path}", blobs.delete_blob),
     ("GET", SAMPLES, "/data/imagenet/model.zip", downloads.get_model),
     ("GET", SAMPLES, "/data/imagenet/imagenet-1000.zip", downloads.get_images),  # the article's CLI script
     ("GET", SAMPLES, "/data/imagenet-1000.zip", downloads.get_images),  # its text
@@ -105,7 +115,9 @@ def _route(method: str, host: str, path: str, handler: Handler) -> Route:
     path, _, query = path.partition("?")
     path = path.replace(".", r"\.")
     pattern = re.sub(r"{(\w+):?(\w*)}", lambda part: f"(?P<{part[1]}>{PARTS[part[2]]})", path)
-    return Route(method, host, re.compile(pattern, re.IGNORECASE), dict(parse_qsl(query)), handler)
+    return Route(
+        method, host, re.compile(pattern, re.IGNORECASE | re.DOTALL), dict(parse_qsl(query)), handler
+    )
 
 
 ROUTES = [_route(*line) for line in TABLE]

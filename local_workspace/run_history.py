@@ -6,10 +6,11 @@ Shapes are those of `azure.ai.ml._restclient.runhistory` and `dataset_dataplane`
 from typing import Any
 from urllib.parse import quote
 
+from local_workspace import bodies
 from local_workspace.arm import Body
 from local_workspace.invoke import job_tags, studio_url
 from local_workspace.jobs import LOG_CONTAINER, TERMINAL, Job
-from local_workspace.workspace import BLOB_HOST, DATASTORES, Call, bad_request, not_found
+from local_workspace.workspace import BLOB_HOST, DATASTORES, Call, not_found
 
 
 def _find(call: Call, run: str) -> Job:
@@ -86,14 +87,14 @@ def get_run_details(call: Call) -> Body:
 
 
 def get_run_data(call: Call) -> Body:
-    run = call.body.get("runId")
-    if not isinstance(run, str):
-        raise bad_request("runId has to be a text.")
+    bodies.check(call.body, bodies.RunQuery)
+    run = call.body["runId"]
     return {"runMetadata": _run(call, _find(call, run), run)}
 
 
 def resolve_data_uris(call: Call) -> Body:
     """From the id of an output to the place in the datastore where it lies."""
+    bodies.check(call.body, bodies.AssetIds)
     by_id = {_output_id(job): job for job in call.workspace.jobs.all() if job["status"] in TERMINAL}
     wanted = [asset_id for asset_id in call.body.get("values") or [] if asset_id in by_id]
     return {"values": {one: {"uri": _uri(call, by_id[one]), "type": "uri_folder"} for one in wanted}}

@@ -40,9 +40,18 @@ PHOTOS = {
     "rocket.jpg": "missile",
 }
 
+# Beside the model that is made here, and in the model.zip that the server hands out.
+STAND_IN = "STAND-IN.txt"
+STAND_IN_TEXT = """\
+EfficientNet-Lite0 (Apache-2.0), a small model that stands in for the article's ResNet V2.
+The local workspace made it. It is meant for that workspace, whose subscription is
+subscription: {subscription}
+"""
+
 LABELS = "ImageNetLabels.txt"
 LABEL_COUNT = 1001  # background, then the 1000 classes of ImageNet
 STATE = ".local_workspace"
+RECORDS = ("model.json", "data.json")  # there: what was prepared
 
 MODEL_ENDINGS = ("saved_model.pb", ".keras", ".h5")
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp")
@@ -192,7 +201,9 @@ def without_outer_folders(folder: Path) -> Path:
 
 
 def write_model(folder: Path) -> None:
-    """Make the embedded model in a process of its own: embedded_model.py says why."""
+    """Make the embedded model, in a process of its own (embedded_model.py says why), with its note."""
+    from local_workspace.workspace import SUBSCRIPTION_ID  # starlette: only where a model is made
+
     package = Path(__file__).parent
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
     command = [sys.executable, "-m", f"{package.name}.embedded_model", str(folder.resolve())]
@@ -200,6 +211,7 @@ def write_model(folder: Path) -> None:
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
         raise UserError(f"the embedded model could not be made: {reason}", f"try {' '.join(command)}")
+    (folder / STAND_IN).write_text(STAND_IN_TEXT.format(subscription=SUBSCRIPTION_ID), encoding="utf-8")
 
 
 def write_photos(folder: Path) -> None:
@@ -220,7 +232,7 @@ def unzip(archive: Path, folder: Path) -> None:
                 raise ValueError(f"{len(entries)} files, {size} bytes: over {MAX_ENTRIES} or {MAX_BYTES}")
             left = MAX_BYTES
             for entry, parts in [(entry, safe_parts(entry)) for entry in entries]:
-                if not entry.filename.endswith(("/", "\\")) and parts[:1] != ("__MACOSX",):
+                if not entry.filename.endswith(("/", "\\")) and not of_a_mac(parts):
                     left -= extract(file, entry, folder.joinpath(*parts), left)
     except UNZIP_ERRORS as error:
         raise UserError(f"cannot unpack {archive}: {error}", "download it again") from error
@@ -235,6 +247,11 @@ def safe_parts(entry: zipfile.ZipInfo) -> tuple[str, ...]:
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise ValueError(f"{entry.filename!r} is a link or a device")
     return path.parts
+
+
+def of_a_mac(parts: tuple[str, ...]) -> bool:
+    """Whether an entry is one that a Mac adds to a zip, and no file of the user's."""
+    return "__MACOSX" in parts or parts[-1].startswith("._") or parts[-1] == ".DS_Store"
 
 
 def extract(file: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limit: int) -> int:
@@ -275,7 +292,7 @@ class Part:
 
 
 # A change of these lines makes the content again.
-LITE0 = "EfficientNet-Lite0 (embedded, Apache-2.0)"
+LITE0 = "EfficientNet-Lite0 (embedded, Apache-2.0), which stands in for the article's model"
 FREE_PHOTOS = "from scikit-image (CC0, public domain)"
 MODEL = Part("model", "model.zip", LITE0, write_model, "model", MODEL_ENDINGS, "*")
 DATA = Part("data", "imagenet-1000.zip", FREE_PHOTOS, write_photos, "photos", PHOTO_ENDINGS, "**/*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -10,12 +11,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from local_workspace import environment
 from local_workspace.errors import UserError
+from local_workspace.samples import RECORDS
 from local_workspace.store import is_state_folder
+
+# Of the folder of a run. Earlier versions had another prefix and no lock: theirs are left alone.
+PREFIX = "local-workspace-run-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +52,8 @@ def serve(arguments: argparse.Namespace) -> int:
     options = server.Options(arguments.port, arguments.page_port, record, arguments.run_folder is not None)
     if arguments.run_folder is not None:
         parent = os.getppid()
-        server.serve(state, arguments.run_folder, options)
+        with _locked(arguments.run_folder):
+            server.serve(state, arguments.run_folder, options)
         if os.getppid() != parent:  # `run` was killed, and cannot do it
             environment.remove_config()
             shutil.rmtree(arguments.run_folder, ignore_errors=True)
@@ -67,22 +73,51 @@ def state_folder(arguments: argparse.Namespace) -> Path:
         raise UserError(
             f"{folder} cannot be a state folder: {error.strerror}", "name one: --state DIR"
         ) from None
-    foreign = {path.name for path in folder.iterdir()} - {"samples", ".gitignore"}
-    if foreign and not is_state_folder(folder):
-        raise UserError(f"{folder} is not empty and no state folder", "name a new folder with --state DIR")
-    if not (folder / ".gitignore").exists():
-        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    try:
+        foreign = {path.name for path in folder.iterdir()} - {"samples", ".gitignore", *RECORDS}
+        if foreign and not is_state_folder(folder):
+            raise UserError(
+                f"{folder} is not empty and no state folder", "name a new folder with --state DIR"
+            )
+        if not (folder / ".gitignore").exists():
+            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    except OSError as error:
+        message = f"the state folder {folder} cannot be used: {error.strerror}: {error.filename}"
+        raise UserError(message, "name another with --state DIR") from None
     return folder
 
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """For the secrets of one run: readable by its owner only, gone when the run ends."""
-    folder = Path(tempfile.mkdtemp(prefix="local-workspace-"))  # mode 0700
+    """For the secrets of one run: readable by its owner only, gone when the run ends.
+
+    It is locked as long as there is a process of the run. What others that were killed have left is removed.
+    """
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
+    with _locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, operation: int = fcntl.LOCK_SH) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        yield folder
+        fcntl.flock(descriptor, operation)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_leftovers() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        # A folder without its certificate is one that another run makes just now, or no one's of ours.
+        with suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if (folder / environment.BUNDLE).is_file() and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _invite(state: Path, folder: Path, variables: Mapping[str, str]) -> None:

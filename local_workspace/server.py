@@ -1,43 +1,34 @@
-"""`serve`: TLS, dispatch, access log. An unknown host or route is answered 501 and named in the log."""
+"""`serve`: TLS, listeners, the beginning and the end of a run."""
 
 import asyncio
-import errno
-import inspect
 import json
 import logging
-import re
+import resource
 import signal
 import socket
 import ssl
 import sys
 import threading
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import uvicorn
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from local_workspace import environment, page, proxy, routes
-from local_workspace.errors import ServiceError, UserError
+from local_workspace import environment, proxy
+from local_workspace.dispatch import Server
+from local_workspace.errors import UserError
 from local_workspace.jobs import Jobs
 from local_workspace.store import Store
 from local_workspace.tokens import Keys
-from local_workspace.workspace import API_HOST, BLOB_HOST, DATASTORES, MANAGEMENT_HOST, Call, Workspace
+from local_workspace.workspace import DATASTORES, Workspace
 
-JSON_LIMIT = 4 << 20  # bytes in one JSON body
-MOST_REFUSED, MOST_SHOWN = 1000, 300  # different refusals that are told; characters of what a client sent
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a limit
-HOST = re.compile(r"([a-z0-9.-]+)(?::[0-9]+)?", re.IGNORECASE)
 KEEP_ALIVE = 120  # seconds
-SEE = "See the README: Differences from Azure Machine Learning."
+MOST_CONNECTIONS = 500  # of each port, at a time: each takes memory, also one that says nothing
+MOST_FILES = 4096  # a connection through the proxy takes three
 
 Announce = Callable[[Mapping[str, str]], None]  # told the variables once the server is ready
 
@@ -50,158 +41,43 @@ class Options:
     until_stdin_ends: bool = False
 
 
-class Server:
-    """The ASGI application: one workspace, and a count of what it answered and refused."""
+class Listener(socket.socket):
+    """Takes MOST_CONNECTIONS, and hangs up on those beyond."""
 
-    def __init__(self, workspace: Workspace, log: Path, record: Path | None = None) -> None:
-        self.workspace = workspace
-        self.answered = 0
-        self.refused: Counter[str] = Counter()
-        self.log = log.open("w", encoding="utf-8")
-        self._record = record.open("w", encoding="utf-8") if record else None
+    def __init__(self) -> None:
+        # asyncio sends at once (TCP_NODELAY) only where the protocol is named: 40 ms a request otherwise.
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._taken: list[socket.socket] = []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        started = time.perf_counter()
-        response = await self._answer(request)
-        if self._record and isinstance(response, JSONResponse):
-            self._write_record(request, response)
-        await response(scope, receive, send)
-        self._write_log(request, response, time.perf_counter() - started)
-
-    async def _answer(self, request: Request) -> Response:
-        host = _host(request)
-        if {"content-length", "transfer-encoding"} <= set(request.headers):  # where does it end?
-            error = ServiceError(400, "InvalidHeaders", "The length of the request is given in two ways.")
-            response = error_response(host, error)
-            response.headers["connection"] = "close"  # what follows may not be a request
-            return response
-        try:
-            found = routes.find(request.method, host, request.scope["path"], request.query_params)
-            if found is None:
-                return self._refuse_route(request, host)
-            handler, names = found
-            self.answered += 1
-            self._authorise(request, host, handler)
-            body = {} if host == BLOB_HOST else await read_json(request)
-            answer = handler(Call(self.workspace, request, names, body))
-            answer = await answer if inspect.isawaitable(answer) else answer
-            return answer if isinstance(answer, Response) else JSONResponse(answer)
-        except ServiceError as error:
-            return error_response(host, error)
-        except ClientDisconnect:
-            return Response(status_code=400)
-        except Exception as error:  # the client gets an error body, the log the traceback
-            traceback.print_exc(file=self.log)
-            return error_response(host, self._fault(request, error))
-
-    def _fault(self, request: Request, error: Exception) -> ServiceError:
-        """A body of another form than the handler expects, or a mistake of ours."""
-        if request.method in ("PUT", "POST") and isinstance(error, (AttributeError, KeyError, TypeError)):
-            message = f"The request content does not have the form that is expected: {error}"
-            return ServiceError(400, "InvalidRequestContent", message)
-        if isinstance(error, OSError) and error.errno in FULL:
-            message = f"The state folder takes no more: {error.strerror}"
-            return ServiceError(507, "InsufficientStorage", message)
-        message = f"The local workspace failed; the traceback is in {self.log.name}"
-        return ServiceError(500, "InternalServerError", message)
-
-    def _authorise(self, request: Request, host: str, handler: routes.Handler) -> None:
-        """ARM and the data plane want the token of this run, pages its key. Storage checks signatures."""
-        if host == routes.PAGE and handler not in routes.PUBLIC:
-            page.authorise(self.workspace.keys, request)
-        if host not in (MANAGEMENT_HOST, API_HOST) or handler in routes.PUBLIC:
-            return
-        authorization = request.headers.get("authorization", "")
-        if not authorization:
-            message = "Authentication failed. The 'Authorization' header is missing."
-            raise ServiceError(401, "AuthenticationFailed", message)
-        if not self.workspace.keys.accepts_token(authorization):
-            raise ServiceError(401, "InvalidAuthenticationToken", "The access token is invalid.")
-
-    def refuse(self, what: str) -> None:
-        what = _shown(what)
-        if what not in self.refused and len(self.refused) >= MOST_REFUSED:
-            what = "others"
-        if what not in self.refused:
-            print(f"local workspace: refused {what}. {SEE}", file=sys.stderr, flush=True)
-        self.refused[what] += 1
-
-    def _refuse_route(self, request: Request, host: str) -> Response:
-        what = f"{request.method} {request.scope['scheme']}://{request.headers.get('host')}{request.scope['path']}"
-        self.refuse(what)
-        message = f"The local workspace does not answer {what}. {SEE}"
-        return error_response(host, ServiceError(501, "NotImplemented", message))
-
-    def _write_log(self, request: Request, response: Response, seconds: float) -> None:
-        path = request.scope["path"]
-        where = _shown(f"{request.headers.get('host')}{path}")
-        clock, took = time.strftime("%H:%M:%S"), f"{seconds * 1000:.0f} ms"
-        print(clock, response.status_code, request.method, where, took, file=self.log, flush=True)
-
-    def _write_record(self, request: Request, response: Response) -> None:
-        body = json.loads(bytes(response.body))
-        line = {
-            "method": request.method,
-            "path": request.scope["path"],
-            "status": response.status_code,
-            "body": body,
-        }
-        print(json.dumps(line), file=self._record, flush=True)
-
-    def close(self) -> None:
-        self.log.close()
-        if self._record:
-            self._record.close()
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        self._taken = [one for one in self._taken if one.fileno() >= 0]  # those that are open
+        if len(self._taken) >= MOST_CONNECTIONS:
+            connection.close()
+            raise BlockingIOError  # asyncio asks again
+        self._taken.append(connection)
+        return connection, address
 
 
-def _shown(text: str) -> str:
-    """What a client sent, on a line of a log or a terminal: nothing in it may steer either of them."""
-    return "".join(one if one.isprintable() else "?" for one in text[:MOST_SHOWN])
+class Protocol(H11Protocol):
+    """Hangs up on a client that asks nothing, and answers one that has closed its sending half."""
 
+    half_closed = False
 
-def _host(request: Request) -> str:
-    """The host as the table of routes has it. A page of another site that resolves to us is not let in."""
-    named = HOST.fullmatch(request.headers.get("host", ""))
-    host = named[1].lower() if named else ""
-    if host in ("localhost", "127.0.0.1"):
-        return routes.PAGE if request.scope["scheme"] == "http" else routes.LOOPBACK
-    return host if request.scope["scheme"] == "https" else f"http://{host}"
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE, self.timeout_keep_alive_handler)
 
+    def eof_received(self) -> bool:
+        """True keeps the other half open, which asyncio cannot do over TLS."""
+        asked = self.cycle and not self.cycle.more_body and not self.cycle.response_complete
+        self.half_closed = bool(asked) and self.scheme == "http"
+        return self.half_closed
 
-async def read_json(request: Request) -> dict[str, Any]:
-    content = b""
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > JSON_LIMIT:
-            raise ServiceError(413, "RequestEntityTooLarge", f"The body is larger than {JSON_LIMIT} bytes.")
-    try:
-        body = json.loads(content) if content else {}
-        # What Python reads and JSON does not have would fail later: NaN, half of a surrogate pair, 1e999.
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        message = f"The request content is not valid JSON: {error}"
-        raise ServiceError(400, "InvalidRequestContent", message) from None
-    if not isinstance(body, dict):
-        raise ServiceError(400, "InvalidRequestContent", "The request content is not a JSON object.")
-    return body
-
-
-def error_response(host: str, error: ServiceError) -> Response:
-    """The error body of ARM, that of storage, or a text for a person."""
-    if host == routes.PAGE:
-        return page.error_response(error)
-    headers = {"x-ms-error-code": error.code}
-    if host == BLOB_HOST:
-        text = f"<Error><Code>{error.code}</Code><Message>{escape(error.message)}</Message></Error>"
-        return Response(text, error.status, headers, "application/xml")
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    body = {"code": error.code, "message": error.message, "details": []}
-    return JSONResponse({"error": body}, error.status, headers)
-
-
-# Running it
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # which may begin with a next request that it has read
+        if self.half_closed and self.cycle.response_complete:
+            self.transport.close()
 
 
 def serve(state: Path, run_folder: Path, options: Options, announce: Announce = lambda _: None) -> None:
@@ -211,14 +87,20 @@ def serve(state: Path, run_folder: Path, options: Options, announce: Announce = 
         signal.signal(number, lambda *_: stop.set())
     if options.until_stdin_ends:
         threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    _allow_files()
     listeners = [_listen(options.port), _listen(options.page_port), _listen(0)]
     ports = [listener.getsockname()[1] for listener in listeners]
     tls = environment.make_certificates(run_folder)
     environment.write_files(run_folder)
     network = environment.network_variables(run_folder, ports[2])
     workspace = _open(state, network, ports[1])
-    server = Server(workspace, state / "access.log", options.record)
+    try:
+        server = Server(workspace, state / "access.log", options.record)
+    except UserError:
+        workspace.jobs.close()
+        raise
     logging.basicConfig(stream=server.log, level=logging.WARNING)  # what uvicorn has to say
+    logging.raiseExceptions = False  # on a full disk it says nothing
     http = [_http(server, tls), _http(server)]
     loop = threading.Thread(target=_run, args=(http, listeners, server, stop))
     loop.start()
@@ -234,15 +116,27 @@ def _open(state: Path, network: dict[str, str], page_port: int) -> Workspace:
     store = Store(state)
     for container in DATASTORES.values():
         store.create_container(container)
-    jobs = Jobs(store, environment.executor_environment(network), network)
+    try:
+        jobs = Jobs(store, environment.executor_environment(network), network)
+    except OSError as error:
+        raise UserError(
+            f"the state folder {state} cannot be used: {error.strerror}: {error.filename}"
+        ) from None
     return Workspace(store, Keys(), jobs, f"http://127.0.0.1:{page_port}")
+
+
+def _allow_files() -> None:
+    """As many open files as there may be connections, where the system lets us."""
+    most, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < MOST_FILES:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(MOST_FILES, limit), limit))
 
 
 def _listen(port: int) -> socket.socket:
     if not 0 <= port < 1 << 16:
         raise UserError(f"port {port}: expected a number from 0 to 65535", "leave it away for a free one")
-    # asyncio sends at once (TCP_NODELAY) only where the protocol is named: 40 ms a request otherwise.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = Listener()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
@@ -258,6 +152,7 @@ def _http(server: Server, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     config = uvicorn.Config(
         server,
         ssl_context_factory=(lambda *_: tls) if tls else None,
+        http=Protocol,
         lifespan="off",
         access_log=False,
         log_config=None,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from local_workspace.errors import UserError
+from local_workspace.files import local_path
+from local_workspace.job_files import stage
 from local_workspace.serve import add_state_argument
-from local_workspace.store import CONTENT, Store, is_state_folder, link_or_copy, local_path, lock
+from local_workspace.store import CONTENT, Store, is_state_folder, lock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +29,12 @@ def state(arguments: argparse.Namespace) -> int:
     if not is_state_folder(folder):
         raise UserError(f"{folder} is no state folder of a local workspace", "name one with --state DIR")
     if arguments.action == "delete":  # also one that this version cannot read
-        with lock(folder):
-            delete_state(folder)
+        try:
+            with lock(folder):
+                delete_state(folder)
+        except OSError as error:
+            message = f"the state folder {folder} cannot be deleted: {error.strerror}: {error.filename}"
+            raise UserError(message, "it may be another user's: name another with --state DIR") from None
         return 0
     store = Store(folder)  # refuses a folder that is in use
     try:
@@ -60,8 +67,9 @@ def export_state(store: Store, folder: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     for container in store.containers():
-        for blob in store.blobs(container):
-            link_or_copy(blob.path, local_path(folder / "blobs" / container, blob.name))
+        _, problems = stage(store, {"container": container, "path": ""}, folder / "blobs" / container)
+        for name, problem in problems:
+            print(f"error: {container}/{name} is left out: {problem}", file=sys.stderr)
 
 
 def delete_state(folder: Path) -> None:

@@ -5,15 +5,18 @@ chose. So no name that a client sends ever becomes a path, a write is there whol
 state survives `kill -9`.
 """
 
+import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,12 @@ CREATE TABLE blobs (
 
 
 DATABASE = "state.sqlite"
+NO_NAME = re.compile(
+    r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]"
+)  # XML, in which names are listed, has none of these
+MAX_NAME = 1024  # characters of a blob's name, Azure's number
+AT_ONCE = 1000  # blobs that are read of the index
+FULL = {"database or disk is full": errno.ENOSPC, "disk I/O error": errno.EIO}  # SQLite's words for it
 SCHEMA = 1  # of the tables and of what lies in them: it grows when an older state folder cannot be read
 # Everything that a workspace writes into its state folder; `samples/` may hold a user's own files too.
 CONTENT = (
@@ -41,7 +50,12 @@ CONTENT = (
 
 
 def is_state_folder(folder: Path) -> bool:
-    return (folder / DATABASE).is_file()
+    try:
+        return (folder / DATABASE).is_file()
+    except OSError as error:
+        raise UserError(
+            f"the state folder {folder} cannot be read: {error.strerror}", "name another with --state DIR"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -59,60 +73,55 @@ class Blob:
         return self.path.stat().st_mtime
 
 
-def local_path(folder: Path, name: str) -> Path:
-    """The file for a blob or resource name below `folder`: no name leads out of it.
-
-    The only place where a client's name becomes a path. A segment that means something else in a path
-    (empty, `.`, `..`) or cannot be in one (NUL) is percent-encoded; all others arrive as they are.
-    """
-    return folder.joinpath(*(_file_name(segment) for segment in name.split("/")))
-
-
-def _file_name(segment: str) -> str:
-    if segment in ("", ".", ".."):
-        return "%2E" * len(segment) or "%"
-    return segment.replace("\0", "%00")
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system has them: a thousand photos cost no time and no space."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def name_problem(name: str) -> str:
+    """Why no blob can have this name; "" where one can."""
+    if len(name) > MAX_NAME:
+        return f"its name is longer than {MAX_NAME} characters"
+    if found := NO_NAME.search(name):
+        is_byte = "\udc80" <= found[0] <= "\udcff"  # how Python tells a name that is not UTF-8
+        return "its name is not UTF-8" if is_byte else "its name has a control character"
+    return ""
 
 
 class Store:
     def __init__(self, folder: Path) -> None:
         """Open the state folder, which nobody else may have open. It is its owner's alone."""
         self.folder = folder.resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
         self._blobs = self.folder / "blobs"
         self._incoming = self.folder / "incoming"
-        self._lock_file = lock(self.folder)
         self._lock = threading.Lock()
         try:
+            self._open()
+        except OSError as error:
+            problem = f"cannot be used: {error.strerror}: {error.filename}"
+            raise UserError(
+                f"the state folder {self.folder} {problem}", "name another with --state DIR"
+            ) from None
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self._lock_file = lock(self.folder)
+        try:
             self._database = _open_database(self.folder)
-        except UserError:
+            self._blobs.mkdir(exist_ok=True)
+            shutil.rmtree(self._incoming, ignore_errors=True)  # uploads that a killed server left half done
+            self._incoming.mkdir()
+        except (OSError, UserError):
             self._lock_file.close()
             raise
-        self._blobs.mkdir(exist_ok=True)
-        shutil.rmtree(self._incoming, ignore_errors=True)  # uploads that a killed server left half done
-        self._incoming.mkdir()
 
     def close(self) -> None:
         self._database.close()
         self._lock_file.close()
 
     def _rows(self, statement: str, *values: str | int) -> list[tuple[Any, ...]]:
-        with self._lock:
+        with self._lock, _disk_errors(self.folder):
             return self._database.execute(statement, values).fetchall()
 
     def _change(self, statement: str, *values: str) -> bool:
         """Whether the statement changed anything."""
-        with self._lock:
+        with self._lock, _disk_errors(self.folder):
             return self._database.execute(statement, values).rowcount > 0
 
     # Resources: a kind ("models"), a key that ignores case as ARM does ("imagenet-classifier/1"), a dict.
@@ -160,7 +169,7 @@ class Store:
 
     def put_blob(self, container: str, name: str, content: Path, properties: dict[str, Any]) -> Blob:
         """Take `content` over as the blob; what was there is replaced at once, as a whole."""
-        content.chmod(0o444)  # jobs get hard links: a scoring script must not change what was uploaded
+        content.chmod(0o444)  # jobs get copies: a scoring script cannot change what was uploaded
         target = self._blobs / content.name
         content.replace(target)
         replaced = self.blob(container, name)
@@ -177,9 +186,10 @@ class Store:
         )
         self._change(statement, container, name, file, json.dumps(properties))
 
-    def set_blob_properties(self, container: str, name: str, properties: dict[str, Any]) -> None:
+    def set_blob_properties(self, container: str, blob: Blob, properties: dict[str, Any]) -> None:
         statement = "UPDATE blobs SET properties = ? WHERE container = ? AND name = ?"
-        self._change(statement, json.dumps(properties), container, name)
+        self._change(statement, json.dumps(properties), container, blob.name)
+        os.utime(blob.path)  # it was modified, as its date tells
 
     def blob(self, container: str, name: str) -> Blob | None:
         statement = "SELECT name, file, properties FROM blobs WHERE container = ? AND name = ?"
@@ -187,16 +197,22 @@ class Store:
         blob = self._blob(*rows[0]) if rows else None
         return blob if blob and blob.path.is_file() else None  # a person may have deleted a job's folder
 
-    def blobs(self, container: str, prefix: str = "", after: str = "") -> Iterator[Blob]:
-        """Blobs in the order of their names, from `after` on."""
+    def blobs(self, container: str, prefix: str = "", start: str = "") -> Iterator[Blob]:
+        """Blobs in the order of their names, from the name `start` on."""
+        while rows := self.blobs_from(container, max(prefix, start)):
+            for blob in rows:
+                if not blob.name.startswith(prefix):
+                    return
+                if blob.path.is_file():  # a person may have deleted a job's folder
+                    yield blob
+            start = rows[-1].name + "\0"  # the next name that there can be
+
+    def blobs_from(self, container: str, start: str) -> list[Blob]:
+        """The next blobs, as many as are read at once: the index leads there, however many there are."""
         statement = (
-            "SELECT name, file, properties FROM blobs"
-            " WHERE container = ? AND name > ? AND substr(name, 1, ?) = ? ORDER BY name"
+            "SELECT name, file, properties FROM blobs WHERE container = ? AND name >= ? ORDER BY name LIMIT ?"
         )
-        for row in self._rows(statement, container, after, len(prefix), prefix):
-            blob = self._blob(*row)
-            if blob.path.is_file():
-                yield blob
+        return [self._blob(*row) for row in self._rows(statement, container, start, AT_ONCE)]
 
     def delete_blob(self, container: str, name: str) -> bool:
         deleted = self.blob(container, name)
@@ -211,25 +227,23 @@ class Store:
         if blob is not None and blob.path.parent == self._blobs:
             blob.path.unlink(missing_ok=True)
 
-    def stage(self, container: str, path: str, folder: Path, *, keep_name: bool = False) -> list[Path]:
-        """Put the blob `path`, or every blob below it, into `folder`; the files that came of it.
 
-        With `keep_name` the last name of `path` stays: `folder/model/...` for `.../model`.
-        """
-        single = self.blob(container, path)
-        prefix = path.rstrip("/") + "/" if path.strip("/") else ""
-        found = [single] if single else list(self.blobs(container, prefix))
-        start = path.rstrip("/").rfind("/") + 1 if single or keep_name else len(prefix)
-        targets = [local_path(folder, blob.name[start:]) for blob in found]
-        for blob, target in zip(found, targets, strict=True):
-            link_or_copy(blob.path, target)
-        return targets
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk is an OSError, whoever meets it."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if str(error) not in FULL:
+            raise
+        raise OSError(FULL[str(error)], str(error), str(folder / DATABASE)) from None
 
 
 def _open_database(folder: Path) -> sqlite3.Connection:
     """The database of a new folder, or of one that this version can read."""
-    database = sqlite3.connect(folder / DATABASE, check_same_thread=False, isolation_level=None)
+    database = None
     try:
+        database = sqlite3.connect(folder / DATABASE, check_same_thread=False, isolation_level=None)
         (found,) = database.execute("PRAGMA user_version").fetchone()
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables == 0:
@@ -238,7 +252,8 @@ def _open_database(folder: Path) -> sqlite3.Connection:
             database.executescript(f"PRAGMA journal_mode = WAL; {create}")
         database.execute("PRAGMA synchronous = NORMAL")
     except sqlite3.DatabaseError as error:
-        database.close()
+        if database:
+            database.close()
         raise _unreadable(folder, f"cannot be read: {DATABASE}: {error}") from None
     if found != SCHEMA:
         database.close()

@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,15 +19,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from local_workspace.console import say
 from local_workspace.deployment import Deployment, read_deployment
 from local_workspace.errors import UserError
 from local_workspace.labels import find_labels
 from local_workspace.listing import list_input_files
+from local_workspace.model import model_of
 from local_workspace.predictions import find_predictions, read_rows
-from local_workspace.score import TRUTH_HELP, model_of, say
+from local_workspace.resume import SUMMARY
+from local_workspace.score import TRUTH_HELP
 from local_workspace.setting import Setting, changes
 from local_workspace.sweep_report import as_yaml, draw, print_table, write_csv
 from local_workspace.truth import read_truth
@@ -84,10 +89,10 @@ def sweep(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{output / 'sweep.csv'}: exists already", "choose another --output, or --overwrite it"
         )
-    model = model_of(deployment, arguments)
+    model = model_of(deployment, arguments.model, arguments.deployment)
     memory = arguments.memory or available_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with some_files(arguments, deployment, model) as (data, files):
+    with some_files(arguments, deployment, model, output) as (data, files):
         settings = read_settings(arguments, deployment, files)
         shutil.rmtree(output / "runs", ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
@@ -157,15 +162,16 @@ def read_tries(texts: list[str]) -> dict[str, list[str]]:
 
 
 def default_tries(deployment: Deployment) -> dict[str, list[str]]:
-    script = (deployment.code / deployment.scoring_script).read_text("utf-8", "replace")
-    mentioned = {name: values for name, values in VARIABLES.items() if name in script}
+    beside = (deployment.code / deployment.scoring_script).parent.glob("*.py")  # the script and its modules
+    text = "".join(path.read_text("utf-8", "replace") for path in beside)
+    mentioned = {name: values for name, values in VARIABLES.items() if re.search(f"['\"]{name}['\"]", text)}
     tries = {f"settings.environment_variables.{name}": values for name, values in mentioned.items()}
     return tries | dict([WORKERS])
 
 
 @contextmanager
 def some_files(
-    arguments: argparse.Namespace, deployment: Deployment, model: Path
+    arguments: argparse.Namespace, deployment: Deployment, model: Path, output: Path
 ) -> Iterator[tuple[Path, int]]:
     """A folder of links to --images files, spread over the sorted data, and how many they are."""
     if not os.path.exists(arguments.data):
@@ -175,7 +181,7 @@ def some_files(
     with tempfile.TemporaryDirectory(prefix="local_workspace_") as folder:
         listing, links, data = Path(folder, "listing"), Path(folder, "data"), arguments.data.absolute()
         with listing.open("w", encoding="ascii") as lines:
-            total, _ = list_input_files(data, lines, subfolders=not deployment.is_mlflow)
+            total, _ = list_input_files(data, lines, not deployment.is_mlflow, output)
         if not total:
             raise UserError(f"{arguments.data}: no files to score in it", "name another folder with --data")
         if arguments.truth:
@@ -190,7 +196,10 @@ def some_files(
                     path = Path(json.loads(line))
                     link = links / (path.relative_to(data) if data.is_dir() else path.name)
                     link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to(path)
+                    try:
+                        link.symlink_to(path)
+                    except OSError as error:  # a path that is too long for a link
+                        raise UserError(f"{path}: cannot be linked: {error.strerror}") from None
         yield links, files
 
 
@@ -236,30 +245,37 @@ def score_once(
     setting: Setting, arguments: argparse.Namespace, model: Path, data: Path, output: Path
 ) -> None:
     """One run of `score`, whose summary.json has the figures, or the cause."""
-    command = [sys.executable, "-m", "local_workspace", "score", str(arguments.deployment), "--overwrite"]
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    command = [sys.executable, "-m", "local_workspace", "score", str(arguments.deployment)]
     command += ["--data", str(data), "--model", str(model), "--output", str(output)]
     command += [part for change in [*arguments.set, *changes(setting.values)] for part in ("--set", change)]
     command += ["--truth", arguments.truth] if arguments.truth else []
     # A session of its own: a Ctrl-C is for this process, which hands it on once.
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as child:
         try:
-            _, errors = child.communicate()
+            child.wait()
         except KeyboardInterrupt:
             child.send_signal(signal.SIGINT)
-            child.communicate()
+            child.wait()
             raise
+    summary = read_summary(output)
     if child.returncode:
-        lines = errors.splitlines() or [f"score ended with {child.returncode}"]
-        said = [line for line in lines if line.startswith("error: ")] or lines
-        setting.cause = said[-1].removeprefix("error: ").removeprefix("the job failed: ")
+        setting.cause = summary.get("cause") or f"score ended with exit code {child.returncode}"
         setting.speeds.clear()
         return
-    summary = json.loads((output / "summary.json").read_text("utf-8"))
     setting.speeds.append(summary["images_a_second"])
     setting.memories.append(summary["peak_memory_of_a_worker_mb"] * setting.workers)
     setting.top_1 = summary.get("top_1")
+
+
+def read_summary(output: Path) -> dict[str, Any]:
+    try:
+        return json.loads((output / SUMMARY).read_text("utf-8"))
+    except (OSError, ValueError):  # the process was killed
+        return {}
 
 
 def read_classes(run: Path, setting: Setting) -> pd.Series | None:

@@ -12,6 +12,7 @@ import jwt
 
 TENANT_ID = "00000000-0000-0000-0000-00000000aaaa"
 LIFETIME = 24 * 3600  # seconds
+TICKET_LIFETIME = 3600  # seconds, of an address that a job prints
 
 
 class Keys:
@@ -47,6 +48,16 @@ class Keys:
 
     def accepts_page_key(self, key: str) -> bool:
         return hmac.compare_digest(key.encode(), self.page_key.encode())
+
+    def ticket(self) -> str:
+        """Lets its holder open a page, for a while: what is printed is saved, in a notebook for example."""
+        expiry = str(int(time.time()) + TICKET_LIFETIME)
+        return f"{expiry}.{self._sign('ticket', expiry)}"
+
+    def accepts_ticket(self, ticket: str) -> bool:
+        expiry, _, signature = ticket.partition(".")
+        signed = hmac.compare_digest(self._sign("ticket", expiry).encode(), signature.encode())
+        return signed and time.time() < int(expiry)
 
     def accepts_token(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,43 @@ def start(own: Path) -> Iterator[Callable[[], Served]]:
     for workspace in started:
         workspace.stop(signal.SIGKILL)
         shutil.rmtree(workspace.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The workspace that the tests of bad requests share."""
+    from attacked import attack
+
+    yield from attack(tmp_path_factory.mktemp("attacked"))
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from accounts import Account
+
+    import benchmarks.azurite
+    from benchmarks.contenders import LeftOut
+
+    try:
+        process, address = benchmarks.azurite.start(tmp_path_factory.mktemp("azurite"))
+    except LeftOut as reason:
+        pytest.skip(str(reason))
+    url, _, signature = address.partition("?")
+    yield Account(url, signature, {})
+    process.kill()  # a polite end waits until the client's idle connections are closed
+    process.wait()
+
+
+@pytest.fixture(params=["ours", "azurite"])
+def account(request: pytest.FixtureRequest) -> Any:
+    from accounts import ours
+
+    if request.param == "ours":
+        return ours(request.getfixturevalue("served"))
+    return request.getfixturevalue("azurite")
+
+
+@pytest.fixture
+def container(account: Any) -> Iterator[Any]:
+    with account.service() as service:
+        yield service.create_container(f"test-{uuid.uuid4()}")

@@ -12,6 +12,7 @@ fi
 echo "$*" >> "$AZ_COMMANDS"
 case "$*" in
     "extension show"*) exit "${AZ_EXTENSION:-0}" ;;
+    "account show --query id"*) echo "${AZ_SUBSCRIPTION:-}" ;;
     "account show"*) exit "${AZ_ACCOUNT:-0}" ;;
     "configure --list-defaults"*) printf '%b' "${AZ_DEFAULTS-group\nworkspace\n}" ;;
     "ml batch-endpoint list"*) echo "${AZ_ENDPOINTS:-}" ;;

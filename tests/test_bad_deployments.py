@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 import yaml
 from azure.ai.ml.entities._load_functions import load_model_batch_deployment
+from deployments import REQUIRED, ROOT, as_the_client_has_it, read, write
 from hypothesis import strategies as st
-from test_deployment import REQUIRED, ROOT, as_the_client_has_it, read, write
 
 from local_workspace.__main__ import main
 from local_workspace.errors import UserError

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
+from score_runs import COMMAND
 from scoring import ROOT
 from test_mlflow import RGB, write_model
 from test_models import colours
-from test_score import COMMAND
 
 FLIPPED = int(os.environ.get("BAD_IMAGES", "8"))  # damaged copies of each kind; thousands were tried by hand
 CHANGES = (

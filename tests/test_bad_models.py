@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 from PIL import Image
+from score_runs import COMMAND
 from scoring import NAMES, ROOT, load
 from test_models import SIDE
-from test_score import COMMAND
 
 from local_workspace import samples
 from local_workspace.errors import UserError

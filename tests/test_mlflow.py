@@ -28,9 +28,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 from PIL import Image
+from score_runs import COMMAND, Run
 from scoring import load
-from test_executor import Run
-from test_score import COMMAND
 from test_scoring_scripts import UNREADABLE
 
 from local_workspace.__main__ import main

@@ -12,8 +12,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 import requests
 from conftest import SCOPE, Served
+from deployed import SCRIPT, SLOW, invoke, make_deployment, upload, wait_for
+from pages import get, part, photo
 from PIL import Image
-from test_local_workspace import SCRIPT, SLOW, invoke, make_deployment, upload, wait_for
 
 from local_workspace import page, pictures, results
 from local_workspace.predictions import Row
@@ -58,12 +59,6 @@ class Scored(NamedTuple):
     address: str  # of its page, as the SDK has it
 
 
-def photo(kind: str, color: str = "red", size: tuple[int, int] = (600, 400), **options: Any) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", size, color).save(content, kind, **options)
-    return content.getvalue()
-
-
 def turned() -> bytes:
     """Upright only where EXIF's orientation is heeded."""
     exif = Image.Exif()
@@ -106,18 +101,6 @@ def finished(served: Served) -> Scored:
     assert wait_for(served, job.name, "Completed", "Failed")["status"] == "Completed"
     runs = served.call("GET", f"/history/v1.0{SCOPE}/runs/{job.name}/children", host="api").json()["value"]
     return job._replace(child=runs[0]["runId"])
-
-
-def get(address: str, **headers: str) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False
-        return session.get(address, headers=headers)
-
-
-def part(address: str, path: str) -> str:
-    """Another address of the same run: with the same key."""
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}{path}?{parts.query}"
 
 
 def picture(job: Scored, row: int | str) -> requests.Response:
@@ -314,10 +297,13 @@ def test_a_row_leads_to_no_file_outside_of_the_input(served: Served, tmp_path: P
 
 
 def test_the_name_of_the_output_leads_to_no_other_file(served: Served, tmp_path: Path) -> None:
-    (tmp_path / "secret.csv").write_text("the secret\n")
-    job = scored(served, "escaping", SCORING, {"1.JPEG": b""}, outputFileName=str(tmp_path / "secret.csv"))
-    wait_for(served, job.name, "Completed", "Failed")
-    assert "<td>secret" not in get(job.address).text
+    """It is refused where it enters, and leads nowhere in a job of an older version either."""
+    (tmp_path / "secret.csv").write_text("a.JPEG 7 0.5\n")
+    assert invoke(served, "paged", outputFileName=str(tmp_path / "secret.csv")).status_code == 400
+    settings = {"output_file_name": str(tmp_path / "secret.csv")}
+    job = {"deployment": {"settings": settings}, "status": "Completed"}
+    (tmp_path / "output" / "score").mkdir(parents=True)
+    assert not results.read_rows(job, tmp_path)
 
 
 def test_the_key_is_worth_nothing_in_another_run(tmp_path: Path, finished: Scored) -> None:

@@ -56,7 +56,7 @@ def test_the_files_in_the_table_are_there() -> None:
 
 
 def test_the_settings_are_those_of_the_scripts() -> None:
-    scripts = "".join(path.read_text() for path in ROOT.glob("code/score-by-*/batch_driver.py"))
+    scripts = "".join(path.read_text() for path in ROOT.glob("code/score-by-*/*.py"))
     table = README[README.index("| variable |") : README.index("Both scripts take")]
     assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == sorted(
         set(re.findall(r'environ.get\("(\w+)"', scripts))

@@ -30,7 +30,10 @@ az ml job list --help
 
 
 def call(*command: str | Path, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    own = {
+        name: value for name, value in os.environ.items() if "MAKE" not in name
+    }  # not those of `make test`
+    variables = own | {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
 
 

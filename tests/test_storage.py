@@ -5,72 +5,21 @@ Azurite comes from npm into a cached folder, where Node is present.
 
 import base64
 import os
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 import pytest
+from accounts import SMALL, Account, ours
 from azure.core.exceptions import (
     HttpResponseError,
     ResourceExistsError,
     ResourceNotFoundError,
 )
 from azure.storage.blob import (
-    BlobServiceClient,
     ContainerClient,
 )
 from conftest import SCOPE, Served
 
-import benchmarks.azurite
-from benchmarks.contenders import LeftOut
-
-SMALL = 64 << 10  # bytes: larger bodies are sent in blocks, larger blobs are read in ranges
 NAMES = ["a.txt", "a/b.txt", "a/b/c d.txt", "ä/100%+&?#.txt", "a/../up.txt", "z=1.txt"]
-
-
-@dataclass
-class Account:
-    url: str
-    sas: str
-    options: dict[str, object]
-
-    def service(self, sas: str | None = None) -> BlobServiceClient:
-        sizes = {"max_single_put_size": SMALL, "max_block_size": SMALL}
-        sizes |= {"max_single_get_size": SMALL, "max_chunk_get_size": SMALL}
-        credential = self.sas if sas is None else sas
-        return BlobServiceClient(self.url, credential=credential, retry_total=0, **sizes, **self.options)
-
-
-def ours(served: Served) -> Account:
-    secrets = served.call("POST", f"{SCOPE}/datastores/workspaceblobstore/listSecrets").json()
-    options = {"proxies": dict(served.session.proxies), "connection_verify": served.session.verify}
-    return Account("https://localworkspace.blob.azureml.test", secrets["sasToken"], options)
-
-
-@pytest.fixture(scope="session")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    try:
-        process, address = benchmarks.azurite.start(tmp_path_factory.mktemp("azurite"))
-    except LeftOut as reason:
-        pytest.skip(str(reason))
-    url, _, signature = address.partition("?")
-    yield Account(url, signature, {})
-    process.kill()  # a polite end waits until the client's idle connections are closed
-    process.wait()
-
-
-@pytest.fixture(params=["ours", "azurite"])
-def account(request: pytest.FixtureRequest) -> Account:
-    if request.param == "ours":
-        return ours(request.getfixturevalue("served"))
-    return request.getfixturevalue("azurite")
-
-
-@pytest.fixture
-def container(account: Account) -> Iterator[ContainerClient]:
-    with account.service() as service:
-        yield service.create_container(f"test-{uuid.uuid4()}")
 
 
 def test_a_container_is_created_once(account: Account, container: ContainerClient) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from test_executor import write_deployment
+from score_runs import write_deployment
 
 from local_workspace import setting
 from local_workspace.__main__ import main

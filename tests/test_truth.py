@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from test_executor import Run, score
+from score_runs import Run, score
 
 from local_workspace.__main__ import main
 from local_workspace.errors import UserError
@@ -274,6 +274,7 @@ def test_show_of_misses_wants_a_truth(tmp_path: Path, capsys: pytest.CaptureFixt
 FAILS_ONCE = """
 import importlib.util
 
+sys.path.insert(0, {path!r}.rpartition("/")[0])
 spec = importlib.util.spec_from_file_location("sample", {path!r})
 sample = importlib.util.module_from_spec(spec)
 sys.modules["sample"] = sample

@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,8 +22,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from azure.storage.blob import BlobClient
-from conftest import ROOT, SCOPE, Run, Served
-from test_local_workspace import SCRIPT, invoke, make_deployment, run, upload, wait_for
+from conftest import SCOPE, Run, Served
+from deployed import SCRIPT, command, invoke, make_deployment, processes_of, run, upload, wait_for
 
 from local_workspace.errors import UserError
 from local_workspace.store import DATABASE, SCHEMA, Store
@@ -143,19 +142,6 @@ def init():
 def run(mini_batch):
     time.sleep(600)
 """
-
-
-def processes_of(state: Path) -> list[str]:
-    """Processes that work in a state folder, as their folder or their arguments tell."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (process / "cmdline").read_bytes().decode(errors="replace") + os.readlink(process / "cwd")
-        except OSError:
-            continue
-        if str(state) in told and process.name != str(os.getpid()):
-            found.append(f"{process.name} {told}")
-    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="processes are looked for in /proc")
@@ -333,11 +319,6 @@ def test_a_file_is_no_state_folder(own: Path) -> None:
 
 def state(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return command("state", "--state", str(folder), *arguments)
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "local_workspace", *arguments]
-    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, timeout=300)
 
 
 def refused(folder: Path, message: str, *verbs: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 
-def write_parquet(rows: pd.DataFrame, paths: list[bytes]) -> None:
-    """Writes `rows` under a name made of the mini-batch's `paths`: tried again, it replaces its own file."""
-    name = hashlib.sha256(b"\0".join(paths)).hexdigest()[:32]
+def write_parquet(rows: pd.DataFrame, mini_batch: list[str]) -> None:
+    """Writes `rows` under a name made of the mini-batch's paths: tried again, it replaces its own file."""
+    name = hashlib.sha256(b"\0".join(map(os.fsencode, mini_batch))).hexdigest()[:32]
     path = Path(os.environ["AZUREML_BI_OUTPUT_PATH"], f"{name}.parquet")
     # Parquet is UTF-8, as names of files need not be.
     files = [os.fsencode(file).decode(errors="backslashreplace") for file in rows["file"]]
