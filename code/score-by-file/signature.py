@@ -107,7 +107,7 @@ def ask_range(model: Callable, graph: Callable, images: Images) -> tuple[tuple[i
 
 def hides(operation: tf.Operation) -> bool:
     """Whether it may rescale its input unseen. Mere checks give a truth value."""
-    return re.fullmatch(HIDING, operation.type) and tf.bool not in [o.dtype for o in operation.outputs]
+    return bool(re.fullmatch(HIDING, operation.type)) and tf.bool not in [o.dtype for o in operation.outputs]
 
 
 def first_layers(images: tf.Tensor) -> dict:
