@@ -32,6 +32,15 @@ def write_colours(folder: Path) -> list[str]:
     return [str(folder / f"{colour}.png") for colour in COLOURS]
 
 
+def colours(keras: Any, side: int | None = SIDE, activation: str | None = None) -> Any:
+    """A Sequential around a layer, as the article's model is one around a layer of TF-Hub."""
+    inner = keras.Sequential([keras.layers.Input((side, side, 3)), keras.layers.GlobalAveragePooling2D()])
+    dense = keras.layers.Dense(3, activation=activation)
+    model = keras.Sequential([keras.layers.Input((side, side, 3)), inner, dense])
+    dense.set_weights([np.eye(3, dtype="float32") * LOGIT, np.zeros(3, "float32")])
+    return model
+
+
 def image(*shape: int | None, dtype: tf.DType = tf.float32) -> tf.TensorSpec:
     return tf.TensorSpec((None, *(shape or (SIDE, SIDE, 3))), dtype, name="image")
 

@@ -17,11 +17,11 @@ import zlib
 from pathlib import Path
 
 import pytest
+from model_kinds import colours
 from PIL import Image, ImageCms, TiffImagePlugin
 from score_runs import COMMAND
 from scoring import ROOT
 from test_mlflow import RGB, write_model
-from test_models import colours
 
 FLIPPED = int(os.environ.get("BAD_IMAGES", "8"))  # damaged copies of each kind; thousands were tried by hand
 CHANGES = (

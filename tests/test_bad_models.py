@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from model_kinds import SIDE
 from PIL import Image
 from score_runs import COMMAND
 from scoring import NAMES, ROOT, load
-from test_models import SIDE
 
 from local_workspace import samples
 from local_workspace.errors import UserError

@@ -7,7 +7,6 @@ a red picture is class 0, a green one 1, a blue one 2.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -17,21 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from model_kinds import LOGIT, PROBABILITY, SIDE, colours, write_colours
 from scoring import NAMES, ROOT, load
-
-LOGIT = 3.0  # of the class of the picture's colour; the others have 0
-PROBABILITY = math.exp(LOGIT) / (math.exp(LOGIT) + 2)
-SIDE = 32  # pixels
-
-
-def colours(keras: Any, side: int | None = SIDE, activation: str | None = None) -> Any:
-    """A Sequential around a layer, as the article's model is one around a layer of TF-Hub."""
-    inner = keras.Sequential([keras.layers.Input((side, side, 3)), keras.layers.GlobalAveragePooling2D()])
-    dense = keras.layers.Dense(3, activation=activation)
-    model = keras.Sequential([keras.layers.Input((side, side, 3)), inner, dense])
-    dense.set_weights([np.eye(3, dtype="float32") * LOGIT, np.zeros(3, "float32")])
-    return model
 
 
 def write_models(folder: Path) -> None:
@@ -48,16 +34,9 @@ def write_models(folder: Path) -> None:
             colours(library).save(folder / f"{name}.{ending}" / "model" / f"classifier.{ending}")
 
 
-def write_pictures(folder: Path) -> list[str]:
-    folder.mkdir(exist_ok=True)
-    for colour in ("red", "lime", "blue"):
-        Image.new("RGB", (50, 40), colour).save(folder / f"{colour}.png")
-    return [str(folder / f"{colour}.png") for colour in ("red", "lime", "blue")]
-
-
 def score_all(folder: Path) -> dict[str, Any]:
     """Classes and probabilities of the pictures, by script and format."""
-    pictures = write_pictures(folder / "pictures")
+    pictures = write_colours(folder / "pictures")
     results = {}
     for name in NAMES:
         for model in sorted(path.parent for path in folder.glob("*/model")):
@@ -105,7 +84,7 @@ def run_model(model: Any, name: str, folder: Path, monkeypatch: pytest.MonkeyPat
     """The rows of the three pictures, scored with the Keras model `model` by the script `name`."""
     model.save(folder / "model.keras")
     script = load(name, {"AZUREML_MODEL_DIR": str(folder)}, monkeypatch)
-    return script, script.run(write_pictures(folder / "pictures"))
+    return script, script.run(write_colours(folder / "pictures"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,7 +167,7 @@ def test_a_model_whose_variables_cannot_become_constants_is_scored_as_it_is(
     caplog.set_level("INFO")
     script.init()
     assert "the weights stay variables" in caplog.text
-    frame = script.run(write_pictures(tmp_path / "pictures"))
+    frame = script.run(write_colours(tmp_path / "pictures"))
     assert frame["class"].tolist() == [0, 1, 2]
     assert frame["probability"].tolist() == pytest.approx([PROBABILITY] * 3, abs=1e-3)
 
@@ -198,7 +177,7 @@ def test_weights_become_constants_up_to_a_size(
     name: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = load(name, {"AZUREML_MODEL_DIR": str(model_dir)}, monkeypatch)
-    pictures = write_pictures(model_dir / "pictures")
+    pictures = write_colours(model_dir / "pictures")
     rows = []
     for most, variables in ((2**20, 0), (0, 2)):  # the weights and biases of a layer
         let_constants_have(most, monkeypatch)
