@@ -3,6 +3,7 @@
 import json
 import platform
 import signal
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from score_runs import run_after, run_command, score, wait_until, write_deployment
 
-from local_workspace.profile import FEWEST
+from local_workspace.profile import FEWEST, Profile
 
 SLOW = """
 import threading
@@ -122,7 +123,7 @@ def test_without_a_worker_there_is_no_profile(tmp_path: Path) -> None:
     assert "no profile: no worker came to the end of its init()" in job.stderr
 
 
-def test_the_profile_of_an_earlier_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_a_job_whose_executor_was_killed_is_resumed_with_a_profile_of_its_own(tmp_path: Path) -> None:
     script = """
 def run(mini_batch):
     if not notes():
@@ -138,6 +139,19 @@ def run(mini_batch):
     job = run_command(tmp_path, "--profile", "--resume")
     assert job.code == 0, job.stderr
     assert "no profile: run() was too short to tell" in job.stderr
+
+
+def test_the_profile_of_an_earlier_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    profile = Profile(tmp_path)
+    profile.samples.write_text('{"shared": {"frames": []}, "profiles": []}')
+    with subprocess.Popen([sys.executable, "-c", ""]) as worker:
+        worker.wait()
+    profile.begin(worker.pid)  # py-spy comes too late
+    assert (
+        profile.describe(tmp_path)
+        == f"no profile: py-spy wrote none; what it said: {tmp_path / 'py-spy.txt'}"
+    )
+    assert profile.log.stat().st_size
 
 
 def test_a_profile_changes_no_row(tmp_path: Path) -> None:
