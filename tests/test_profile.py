@@ -147,10 +147,8 @@ def test_the_profile_of_an_earlier_run_is_not_taken_for_this_one(tmp_path: Path)
     with subprocess.Popen([sys.executable, "-c", ""]) as worker:
         worker.wait()
     profile.begin(worker.pid)  # py-spy comes too late
-    assert (
-        profile.describe(tmp_path)
-        == f"no profile: py-spy wrote none; what it said: {tmp_path / 'py-spy.txt'}"
-    )
+    said = f"no profile: py-spy wrote none; what it said: {tmp_path / 'py-spy.txt'}"
+    assert profile.describe(tmp_path) == said
     assert profile.log.stat().st_size
 
 
