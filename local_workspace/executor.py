@@ -216,6 +216,8 @@ class Executor:
             self.fail(worker, f"{'run()' if worker.ready else 'init()'} raised {one_line(said.error)}")
         elif said and not worker.ready:
             worker.ready = True
+            if self.job.profile:
+                self.job.profile.begin(worker.process.pid)
             self.first_ready = self.first_ready or time.monotonic()
             self.logs.overview(f"{worker.instance.name} {worker.name}: ready")
         elif said:

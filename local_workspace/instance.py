@@ -25,6 +25,7 @@ from local_workspace.deployment import Deployment
 from local_workspace.guard import Guard
 from local_workspace.job_logs import shorten
 from local_workspace.listing import MiniBatch
+from local_workspace.profile import Profile, let_itself_be_traced
 from local_workspace.reasons import cut
 from local_workspace.watch import Watch
 from local_workspace.worker import INIT, LONGEST_TRACEBACK, SLATE_SIZE
@@ -50,7 +51,7 @@ class Job:
     output: Path  # the folder of the output named score
     logs: Path
     init_timeout: float  # seconds
-    profile: bool = False
+    profile: Profile | None = None
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Worker:
                 stderr=stderr,
                 pass_fds=tuple(descriptors.values()),
                 start_new_session=True,  # a Ctrl-C is the executor's; and one signal ends all it started
+                preexec_fn=let_itself_be_traced() if job.profile else None,
             )
         os.close(orders)
         os.close(answers)
@@ -231,8 +233,6 @@ def worker_arguments(job: Job, worker: Worker, descriptors: dict[str, int]) -> l
         "logging-level": job.deployment.logging_level,
         "log": log_file(job.logs, "entry_script_log", worker),
     }
-    if job.profile:
-        values["profile"] = log_file(job.logs, "profile", worker)
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 

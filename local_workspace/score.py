@@ -25,7 +25,7 @@ from local_workspace.journal import Counts, Journal
 from local_workspace.labels import KEPT, LABELS_HELP, Labels, keep_labels, labels_of
 from local_workspace.listing import list_input_files
 from local_workspace.model import lay_out_model, model_of
-from local_workspace.profile import print_profile
+from local_workspace.profile import Profile
 from local_workspace.progress import ProgressFile, progress
 from local_workspace.resume import (
     FOLDER,
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as settings.mini_batch_size=20"
     )
-    parser.add_argument("--profile", action="store_true", help="print where the workers' time goes")
+    parser.add_argument("--profile", action="store_true", help="print where a worker's time goes, by py-spy")
     parser.add_argument("--truth", metavar="FILE.csv", help=TRUTH_HELP)
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help=f"{LABELS_HELP} (default: the model's own)"
@@ -117,7 +117,7 @@ def score_deployment(deployment: Deployment, output: Path, arguments: argparse.N
         output=output.absolute() / "score",
         logs=output.absolute() / "logs",
         init_timeout=arguments.init_timeout,
-        profile=arguments.profile,
+        profile=Profile(output / "logs") if arguments.profile else None,
     )
     # The file has no name: nothing is left of it, whatever ends this process.
     with writable(output), tempfile.TemporaryFile("w+", encoding="ascii") as listing:
@@ -265,7 +265,7 @@ def run(job: Job, files: int, output: Path, begin: float) -> int:
     print_summary(summary, output)
     print(results_of(output, deployment))
     if job.profile:
-        print_profile(job.logs, deployment.code)
+        say(job.profile.describe(deployment.code))
     return code
 
 

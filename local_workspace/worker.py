@@ -72,16 +72,10 @@ def main() -> None:
     send(INIT, attempt(lambda: script.append(load(Path(arguments.scoring_script))), reasons.cut))
     if not script:
         sys.exit(1)
-    ordered = mini_batches(orders, arguments.listing)
-    if arguments.profile:
-        profiler = load_ours("profiler").Profiler(Path.cwd())
-        ordered, script[0].run = profiler.waits(ordered), profiler.watch(script[0].run)
-    for offset, paths in ordered:
+    for offset, paths in mini_batches(orders, arguments.listing):
         messages.clear()
         note(BEGUN, offset)
         send(offset, attempt(lambda offset=offset, paths=paths: one(offset, paths), reasons.cut))
-    if arguments.profile:
-        profiler.write(Path(arguments.profile))
     if hasattr(script[0], "shutdown"):
         script[0].shutdown()
 
@@ -91,7 +85,6 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="worker.py")
     for name in ("--scoring-script", "--listing", "--output-action", "--logging-level", "--log"):
         parser.add_argument(name, required=True)
-    parser.add_argument("--profile", help="where to write the profile, if one is wanted")
     for name in ("--orders", "--answers", "--slate"):
         parser.add_argument(name, required=True, type=int, help="file descriptor of a pipe or of the slate")
     return parser

@@ -80,7 +80,7 @@ def test_nothing_is_left_beside_the_scoring_script_or_its_modules(tmp_path: Path
 
 
 SHADOWS = ("json", "logging", "re", "queue", "tokenize", "linecache", "traceback", "struct", "textwrap")
-OURS = ("worker", "reasons", "errors", "listing", "executor", "profiler", "local_workspace")
+OURS = ("worker", "reasons", "errors", "listing", "executor", "local_workspace")
 
 
 @pytest.mark.parametrize("script_name", ["code", "json", "worker", "tokenize"])
@@ -91,7 +91,7 @@ def test_modules_called_like_those_of_python_or_ours_do_no_harm(tmp_path: Path, 
         (code / f"{name}.py").write_text(f"NAME = {name!r}\n")
     (code / f"{script_name}.py").write_text("""
 import logging, os
-import errors, executor, listing, local_workspace, profiler, reasons
+import errors, executor, listing, local_workspace, reasons
 
 def init():
     assert errors.NAME + listing.NAME + reasons.NAME == "errorslistingreasons"
