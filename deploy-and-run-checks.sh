@@ -102,7 +102,7 @@ require_unpacked() {
     if holds_files "$1"; then
         return
     fi
-    if unzip -Z "$2" | grep -q '^l'; then
+    if unzip -Z "$2" | grep '^l' > /dev/null; then  # not -q, which would end unzip early and fail the pipe
         complain "$2 holds links: see above" "delete it and download it again"
     else
         complain "$2 holds no files for $1/" "delete it and download it again"
