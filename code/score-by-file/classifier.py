@@ -132,20 +132,22 @@ def ask(folder: Path, loaded: object, call: Callable, spec: tf.TensorSpec, resca
     model = concrete(lambda images: signature.choose_scores(call(images)), images.spec(number))
     graph = signature.inlined(model)
     (low, high), why = signature.ask_range(model, graph, images)
+    told = signature.told_kind(model, graph)
 
     def prepared(pixels: tf.Tensor) -> tf.Tensor:
         pixels = tf.cast(rescale(pixels, low, high), images.dtype)
         return model(tf.transpose(pixels, (0, 3, 1, 2)) if images.channels_first else pixels)
 
     score = trace(prepared, tf.TensorSpec((number, *images.shape), tf.uint8))
+    del graph
+    gc.collect()  # copies of the graph and of the weights
     random, shape = np.random.default_rng(0), (-(-TEST_IMAGES // batch), batch, *images.shape)
     noise = random.integers(0, random.integers(1, 257, (*shape[:2], 1, 1, shape[4])), shape, np.uint8)
-    scores = [score(tf.constant(pixels)).numpy() for pixels in noise]
-    one = scores[0]
+    one, *others = (score(tf.constant(pixels)).numpy() for pixels in noise)
     if one.ndim != 2 or len(one) != batch or not one.size or one.dtype.kind not in "fiuV":  # V: bfloat16
         found = f"{model.outputs[0].dtype.name} {one.shape}, expected (images, classes) of numbers"
         raise ValueError(f"the model returns {found} for {batch} images")
-    kind = signature.ask_kind(model, graph, np.vstack(scores))
+    kind = signature.ask_kind(told, np.vstack([one, *others]))
     columns, size = one.shape[1], " x ".join(map(str, images.shape))
     takes = f"takes {images.dtype.name} {size} in [{low}, {high}] ({why})"
     logger.info("%s: %s; gives %s %s", folder, takes, f"{columns:,}", kind)
@@ -191,7 +193,6 @@ def trace(model: Callable, pixels: tf.TensorSpec) -> Callable:
         logger.info("the weights stay variables: %s", error)
         return traced
     graph, name, result = constant.graph.as_graph_def(), constant.inputs[0].name, constant.outputs[0].name
-    gc.collect()  # copies of the weights
     return concrete(lambda one: tf.graph_util.import_graph_def(graph, {name: one}, [result])[0], pixels)
 
 

@@ -1,7 +1,7 @@
 """What an image classifier takes and gives: asked of the model once, when it is loaded.
 
-Its graph tells whether it rescales images by itself, between its input and its first layer, and what its
-scores are, at its output. Where it does not tell, settings do. Both scoring scripts have this same file.
+Its graph tells: before its first layer whether it rescales images by itself, at its end what its scores are.
+Where it does not tell, settings do. Both scoring scripts have this same file.
 """
 
 import os
@@ -59,10 +59,8 @@ def ask_images(spec: tf.TensorSpec, number: int | None) -> Images:
             sides = (int(side or IMAGE_SIZE) for side in sides)
             return Images((*sides, channels or 3), "L" if channels == 1 else "RGB", first, spec.dtype)
     one = "; with DEVICE_BATCH_SIZE=1 it gets one at a time" if shape[:1] == [1] and number is None else ""
-    expected = (
-        f"expected one tensor of numbers up to 255: {number or 'images'} x height x width x 1 or 3 channels"
-    )
-    raise ValueError(f"it takes {spec.dtype.name} {spec.shape}, {expected}{one}")
+    expected = f"one tensor of numbers up to 255: {number or 'images'} x height x width x 1 or 3 channels"
+    raise ValueError(f"it takes {spec.dtype.name} {spec.shape}, expected {expected}{one}")
 
 
 def choose_scores(outputs: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -99,8 +97,7 @@ def ask_range(model: Callable, graph: Callable, images: Images) -> tuple[tuple[i
         raise ValueError(f"its graph rescales from {' and from '.join(sorted(told))}: set INPUT_RANGE to one")
     if told:
         return RANGES[told.pop()], "its graph tells"
-    hidden = {operation.type for layer in layers.values() for operation in layer if hides(operation)}
-    if hidden:
+    if hidden := {operation.type for layer in layers.values() for operation in layer if hides(operation)}:
         raise ValueError(f"{' and '.join(hidden)} in its graph may rescale pixels unseen: set INPUT_RANGE")
     return RANGES["0..1"], "nothing tells another"
 
@@ -148,20 +145,23 @@ def told_range(layer: Callable, model: Callable, images: Images) -> str:
     return "0..1" if middle > 0.01 or scale > 32 else ""
 
 
-def ask_kind(model: Callable, graph: Callable, scores: np.ndarray) -> str:
-    """The kind of `scores`, which `model` gives for test images; `graph` is inlined(model)."""
+def told_kind(model: Callable, graph: Callable) -> str:
+    """What `model` gives, by the operation that it comes from: one of KINDS, class, or "" for any."""
+    source = source_of(graph.graph.get_tensor_by_name(model.outputs[0].name))
+    bias = source.type in ("Add", "AddV2") and any(source_of(term).type in PRODUCTS for term in source.inputs)
+    told = {"Softmax": "softmax", "Sigmoid": "sigmoid", "ArgMax": "class"}
+    return "logits" if bias or source.type in PRODUCTS else told.get(source.type, "")
+
+
+def ask_kind(told: str, scores: np.ndarray) -> str:
+    """The kind of `scores` (images, columns), of test images; told_kind() has `told` the operation."""
     if SCORES not in ("", *KINDS):
         raise ValueError(f"{SCORES=}, expected one of {', '.join(KINDS)}")
-    source = source_of(graph.graph.get_tensor_by_name(model.outputs[0].name))
-    columns = scores.shape[1]
-    told = {"Softmax": "softmax", "Sigmoid": "sigmoid"}.get(source.type)
-    numbers = columns == 1 and not told and (scores == np.rint(scores)).all()
-    if source.type == "ArgMax" or (numbers and not SCORES):
+    columns, certain = scores.shape[1], told in ("softmax", "sigmoid")
+    numbers = columns == 1 and not certain and (scores == np.rint(scores)).all()
+    if told == "class" or (numbers and not SCORES):
         raise ValueError(f"it gives {scores.dtype} (images, {columns}), expected scores: this may be a class")
-    bias = source.type in ("Add", "AddV2") and any(source_of(term).type in PRODUCTS for term in source.inputs)
-    kind = SCORES or told or kind_of(scores)
-    if not SCORES and kind != "softmax" and (source.type in PRODUCTS or bias):
-        kind = "logits"
+    kind = SCORES or (told if certain else kind_of(scores, told))
     if not kind:
         found = f"its graph and its scores ({scores.min()} to {scores.max()}) do not tell what they are"
         raise ValueError(f"{found}: set SCORES to sigmoid (each a probability), softmax or logits")
@@ -180,13 +180,13 @@ def source_of(tensor: tf.Tensor) -> tf.Operation:
     return tensor.op
 
 
-def kind_of(scores: np.ndarray) -> str:
-    """The kind of `scores` (images, columns) of test images; "" if they do not tell."""
+def kind_of(scores: np.ndarray, told: str) -> str:
+    """The kind of `scores`: a distribution, whatever was `told`, or logits; "" if they do not tell."""
     sums = scores.sum(axis=1, dtype=np.float64)
     one = np.median(sums) if scores.dtype.kind in "iu" else 1  # whole numbers are of any scale
     if scores.shape[1] > 1 and one and (scores >= 0).all() and (abs(sums - one) <= 0.02 * one).all():
         return "softmax"
-    return "logits" if ((scores < 0) | (scores > 1)).any() else ""
+    return "logits" if told == "logits" or ((scores < 0) | (scores > 1)).any() else ""
 
 
 def probabilities(scores: np.ndarray, kind: str) -> np.ndarray:
