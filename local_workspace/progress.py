@@ -34,12 +34,13 @@ class ProgressFile:
         moment = time.monotonic()
         if moment >= self._next:
             self._next = moment + FILE_INTERVAL
-            self._write(counts, None)
+            self._write(counts, ended=False)
 
     def end(self, counts: Counts) -> None:
-        self._write(counts, now())
+        self._write(counts, ended=True)
 
-    def _write(self, counts: Counts, ended: str | None) -> None:
+    def _write(self, counts: Counts, ended: bool) -> None:
+        moment = now()
         progress = {
             "files": counts.files,
             "mini_batches": counts.mini_batches,
@@ -49,8 +50,8 @@ class ProgressFile:
             "failed": counts.failed,
             "rows": counts.rows,
             "started": self._started,
-            "updated": now(),
-            "ended": ended,
+            "updated": moment,
+            "ended": moment if ended else None,
         }
         part = self._path.with_name(".progress.json.part")
         try:

@@ -12,74 +12,16 @@ import pandas as pd
 import pytest
 from score_runs import (
     UNPRIVILEGED,
-    Run,
-    is_alive,
-    read_notes,
     run_after,
     run_command,
     score,
-    wait_until,
     write_deployment,
 )
 
 from local_workspace import listing
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="macOS does not enforce RLIMIT_AS")
 NAMES = [f"{number:03}.jpg" for number in range(600)]
 BATCH = 2
-STRUCK = (0, 151, 299)  # mini-batches
-SCRIPT = f"""
-import ctypes, locale, resource, shutil
-
-STRUCK = {STRUCK}
-ANSWERS = int(sys.argv[sys.argv.index("--answers") + 1])
-FORGED = b'{{"order": -1, "rows": 1, "text": "of another mini-batch", "failed": []}}\\n'
-FOLDER = os.getcwd()
-
-def note_process(process):
-    with open(os.path.join(FOLDER, "notes"), "a") as notes:
-        notes.write(f"process {{process}}\\n")
-
-def init():
-    note_process(os.getpid())
-    starting()
-
-def run(mini_batch):
-    for path in mini_batch:
-        open(path).close()
-    if int(name(mini_batch)[:3]) // {BATCH} in STRUCK:
-        struck(mini_batch)
-    return [os.path.basename(path) for path in mini_batch]
-
-def starting():
-    pass
-
-"""
-GONE = "the worker ended during run(): "
-
-
-def run_struck(folder: Path, fault: str, *, seconds: int = 20, **settings: object) -> Run:
-    """Scores NAMES where `fault` strikes, and finds every file once and no process left."""
-    definitions = fault if fault.startswith("def ") else f"def struck(mini_batch):\n    {fault}"
-    settings = {"mini_batch_size": BATCH, "instance_count": 2, **settings}
-    settings.setdefault("retry_settings", {"max_retries": 1, "timeout": seconds})
-    write_deployment(folder, SCRIPT + definitions, NAMES, **settings)
-    run = run_command(folder)
-    assert "Traceback" not in run.stderr
-    assert sorted([*run.rows, *run.failed]) == NAMES
-    assert run.rows == sorted(run.rows)
-    summary = run.summary
-    assert (summary["succeeded"], summary["failed"]) == (len(run.rows), len(run.failed))
-    assert (summary["files"], summary["not_scored"]) == (len(NAMES), 0)
-    wait_until(lambda: not any(is_alive(int(line.split()[1])) for line in read_notes(folder)))
-    return run
-
-
-def in_struck(names: dict[str, str]) -> bool:
-    return list(names) == [NAMES[BATCH * number + place] for number in STRUCK for place in range(BATCH)]
-
-
-# --- input and output
 
 
 # Leaves out what it cannot read, as the scripts of this repository do.

@@ -1,5 +1,6 @@
 """A disk that takes no more: what cannot be kept is said, and nothing is lost or stuck once there is room."""
 
+import os
 import resource
 import signal
 import time
@@ -58,8 +59,11 @@ def test_a_job_ends_once_there_is_room_and_the_next_has_its_turn(start: Callable
     wait_for(served, first, "Running")  # its logs can be read as before
     assert served.call("POST", f"{SCOPE}/jobs/{first}/cancel").status_code == 507
     empty(served)
+    executor = int((served.state / "jobs" / first / "alive").read_text())
+    os.kill(executor, signal.SIGSTOP)  # it ends only once the disk is full again, not before
     assert served.call("POST", f"{SCOPE}/jobs/{first}/cancel").status_code == 202
     fill(served)
+    os.kill(executor, signal.SIGCONT)
     log = served.state / "jobs" / first / "logs/azureml/executionlogs.txt"
     deadline = time.monotonic() + 120
     while f"canceled: {first}" not in log.read_text():  # it has ended, which cannot be kept
