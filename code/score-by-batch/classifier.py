@@ -1,7 +1,4 @@
-"""Any image classifier of Keras or TensorFlow: found, loaded, asked what it takes and gives, and traced.
-
-Both scoring scripts have this same file.
-"""
+"""Any image classifier of Keras or TensorFlow: found, loaded, asked and traced. Both scripts have this file."""
 
 import gc
 import json
@@ -39,7 +36,7 @@ class Classifier:
     labels: list[str] | None  # of the classes; None where the model's folder has none
     first_column: int  # 1 leaves out the background, which has no label
     first_class: int  # the class of that column; 1 where only the labels have a background
-    loaded: object  # the variables end with it
+    variables: object  # what holds them: they end with it
 
     def classify(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class and probability (images,) of `pixels`; the probability is NaN where scores are not finite."""
@@ -151,7 +148,8 @@ def ask(folder: Path, loaded: object, call: Callable, spec: tf.TensorSpec, resca
     columns, size = one.shape[1], " x ".join(map(str, images.shape))
     takes = f"takes {images.dtype.name} {size} in [{low}, {high}] ({why})"
     logger.info("%s: %s; gives %s %s", folder, takes, f"{columns:,}", kind)
-    return Classifier(images, score, kind, *fit_labels(folder, max(columns, 2)), loaded)
+    variables = loaded if score.captured_inputs else None  # else they have become constants
+    return Classifier(images, score, kind, *fit_labels(folder, max(columns, 2)), variables)
 
 
 def fit_labels(folder: Path, classes: int) -> tuple[list[str] | None, int, int]:
