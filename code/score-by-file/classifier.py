@@ -1,4 +1,4 @@
-"""Any image classifier of Keras or TensorFlow: found, loaded, asked and traced. Both scripts have this file."""
+"""Any image classifier of Keras or TensorFlow: found, loaded, asked, traced. Both scripts have this file."""
 
 import gc
 import json
